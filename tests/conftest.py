@@ -1,0 +1,30 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+
+@pytest.fixture(scope="session")
+def model() -> str:
+    """The embedded model's checkpoint folder, which test.sh makes."""
+    folder = ROOT / "models" / "smollm2-135m"
+    assert folder.is_dir(), f"make it first: python embedded.py {folder}"
+    return str(folder)
+
+
+@pytest.fixture
+def command():
+    """Runs one of the scripts and gives the finished process; `prefix` goes before the interpreter, `env` is added to ours."""
+
+    def run(script: str, *arguments, prefix=(), env={}):
+        return subprocess.run(
+            [*prefix, sys.executable, str(ROOT / script), *map(str, arguments)],
+            capture_output=True, text=True, cwd=ROOT, env=os.environ | env,
+        )  # fmt: skip
+
+    return run

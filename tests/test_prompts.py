@@ -1,0 +1,71 @@
+"""The few-shot examples are what the model imitates: each must be right, and a malformed one must be found where it is."""
+
+import ast
+import collections
+
+import pytest
+
+from decontamination import Decontaminator
+from rows import BadInput
+from sandbox import Sandbox
+from selfcodealign import PROMPTS, draw_deck, load_examples, parse_example, program, python_code, split_response
+
+EXAMPLES = load_examples(PROMPTS / "examples")
+
+
+def test_every_example_passes_its_own_tests_and_fails_them_when_its_code_is_missing():
+    with Sandbox() as sandbox:
+        right = dict(sandbox.map((example.name, program(example.response, example.tests)) for example in EXAMPLES))
+        gutted = dict(sandbox.map((example.name, python_code(example.tests)) for example in EXAMPLES))
+    assert {name: result.outcome for name, result in right.items()} == dict.fromkeys(right, "passed")
+    assert {name: result.outcome for name, result in gutted.items()} == dict.fromkeys(gutted, "failed")
+
+
+def test_every_example_would_pass_the_filter_that_samples_must_pass():
+    for example in EXAMPLES:
+        sample = f"{example.response}\n</response>\n\n<tests>\n{example.tests}\n"
+        assert split_response(sample) == {"response": example.response, "tests": example.tests}, example.name
+
+
+def test_the_examples_are_21_and_cover_every_category_and_difficulty():
+    counts = collections.Counter((example.properties["category"], example.properties["difficulty"]) for example in EXAMPLES)
+    assert len(EXAMPLES) == 21 and len(counts) == 9, counts
+
+
+def test_no_example_holds_a_benchmark_task():
+    decontaminator = Decontaminator()
+    if not decontaminator.needles:
+        pytest.skip(decontaminator.coverage)
+    for example in EXAMPLES:
+        for text in (example.code, example.instruction, example.response):
+            assert decontaminator.contaminated_by(text) is None, example.name
+
+
+def test_the_code_of_every_example_is_one_documented_function():
+    for example in EXAMPLES:
+        functions = [node for node in ast.parse(python_code(example.code)).body if isinstance(node, ast.FunctionDef)]
+        assert len(functions) == 1 and ast.get_docstring(functions[0]), example.name
+
+
+GOOD = (PROMPTS / "examples" / "01-ingredient-line.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "text, line, says",
+    [
+        (GOOD.replace("## Properties", "## Property"), "## Property", "Properties belongs"),
+        (GOOD.replace("## Tests", "## Test cases"), "## Test cases", "Tests belongs"),
+        (GOOD.replace("language: Python\n", ""), "## Properties", "a line each"),
+        (GOOD.replace("category: function", "category: poem"), "## Properties", "unknown category"),
+        ("hello\n" + GOOD, "hello", "before the first section"),
+        (GOOD.rstrip().removesuffix("```"), None, "closing"),
+        (GOOD[: GOOD.index("## Tests")], None, "section Tests is missing"),
+    ],
+)
+def test_a_malformed_example_is_refused_with_file_and_line(tmp_path, text, line, says):
+    path = tmp_path / "bad.md"
+    path.write_text(text)
+    number = text.splitlines().index(line) + 1 if line else len(text.splitlines())
+    with pytest.raises(BadInput) as error:
+        parse_example(path)
+    assert str(error.value).startswith(f"{path}:{number}: ") and says in str(error.value)
