@@ -27,7 +27,6 @@ from pathlib import Path
 from unittest import mock
 
 from scipy.stats import binomtest
-from tqdm import tqdm
 
 import selfcodealign
 from decontamination import load_benchmark
@@ -75,13 +74,13 @@ def generate(model: str, benchmark: str, tasks: dict[str, dict], prompt: str, ma
             raise BadInput(f"the prompt of {task_id} does not fit the context of {model}")
         requests.append(selfcodealign.Request(task_id, ids, min(max_tokens, room), 0.0, None, stop, {}))
     samples, tokens, started = {}, 0, time.monotonic()
-    bar = tqdm(selfcodealign.stream(engine, requests), total=len(requests), desc=f"generate {benchmark}", unit="task", dynamic_ncols=True)
+    bar = selfcodealign.progress(selfcodealign.stream(engine, requests), total=len(requests), desc=f"generate {benchmark}", unit="task")
     for request, completion in bar:
         task, answer = tasks[request.id], completion.text.replace("\t", "    ")
         raw = answer if prompt == "chat" else task["prompt"].strip() + "\n" + answer
         samples[request.id] = {"task_id": request.id, "solution": sanitize(raw, entrypoint=task["entry_point"]), "raw": raw}
         tokens += completion.tokens
-        bar.set_postfix_str(f"{tokens / (time.monotonic() - started):.0f} tokens/s")
+        bar.set_postfix_str(f"{tokens / (time.monotonic() - started):.0f} tokens/s", refresh=False)
     return [samples[task_id] for task_id in tasks], prompt
 
 
@@ -135,7 +134,7 @@ def score(benchmark: str, tasks: dict[str, dict], file_hash: str, samples: list[
             )
             for sample in samples
         ]  # fmt: skip
-        for future in tqdm(as_completed(futures), total=len(futures), desc=f"score {benchmark}", unit="task", dynamic_ncols=True):
+        for future in selfcodealign.progress(as_completed(futures), total=len(futures), desc=f"score {benchmark}", unit="task"):
             checked = future.result()
             base = checked["base"][0] == evalplus.evaluate.PASS
             verdicts[checked["task_id"]] = {"base": base, "plus": base and checked["plus"][0] == evalplus.evaluate.PASS}

@@ -24,10 +24,13 @@ Covered, each layer where the kernel and the rights allow it (--check says which
   * a fixed environment, no inherited descriptors, empty stdin, output to /dev/null (so it can neither fill a disk nor block);
   * time spent waiting for a core that others use does not count against the time limit (up to 4x the limit).
 
-Not covered: a program written against this very file can forge its own pass (it shares an interpreter with the code that reports it)
-and a program can skip its own asserts; holes in the kernel (use a virtual machine); processor side channels. Without namespaces
-(usual in containers): mp.Manager and loopback sockets fail, disk use is limited per file only, and what a program writes is confined
-by landlock or the user id alone. Linux only; the seccomp list knows x86-64 only.
+Not covered: a program written against this very file can forge its own pass (it shares an interpreter with the code that reports it),
+and any program can skip its own asserts; holes in the kernel (use a virtual machine); processor side channels. Without namespaces
+(usual in containers): sockets other than local ones, multiprocessing.Manager and writing to a literal /tmp fail, files left in
+/dev/shm stay, disk use is limited per file only, and a plain user's files can still be chmod-ed or stat-ed, its processes listed.
+As root, with neither namespaces nor another user id to run programs under, it refuses. Linux, Python 3.11 or later; the seccomp list
+knows x86-64 only. The command exits with 0 when every program has a verdict, 1 when some ended as `error` (or a check is wrong), 2 for
+bad input or settings, 130 when interrupted.
 """
 
 import argparse
@@ -36,11 +39,13 @@ import concurrent.futures
 import contextlib
 import ctypes
 import dataclasses
+import errno
 import fcntl
 import gc
 import importlib
 import json
 import math
+import multiprocessing.connection
 import os
 import queue
 import random
@@ -55,7 +60,6 @@ import sys
 import tempfile
 import time
 import types
-from multiprocessing.connection import Connection
 
 COMMON_MODULES = """abc array bisect builtins calendar collections copy csv datetime decimal enum fractions hashlib heapq inspect io
 itertools functools operator pprint re statistics string textwrap threading traceback typing uuid""".split()
@@ -63,7 +67,7 @@ OUTCOMES = ("passed", "failed", "exited", "timeout", "memory", "crashed", "error
 
 FILE_MB = 256  # the largest file, and the size of the private /tmp (it is RAM)
 OPEN_FILES = 256
-PROCESSES = 256
+PROCESSES = 256  # and threads; set where they are counted alone: under an own user id or, from Linux 5.14, in an own user namespace
 STACK_MB = 64
 DETAIL_CHARACTERS = 300
 TICK_SECONDS = 0.2  # how often a running program's memory and waiting time are read
@@ -207,23 +211,30 @@ def enter_private_root(folders):
     make_read_only("/", 0)
 
 
-def set_limits(config):
-    """rlimits on this process and what it starts."""
-    limits = {
+def limits_for(config):
+    """{kind: (soft, hard)}. Without a count of its own (see PROCESSES) a limit on processes would count all of the user's."""
+    wanted = {
         resource.RLIMIT_CPU: (math.ceil(config["timeout"]) + 1) * config["cores"],  # a backstop: the clock is watched from outside
         resource.RLIMIT_AS: config["memory_mb"] << 20,
         resource.RLIMIT_FSIZE: FILE_MB << 20,
         resource.RLIMIT_NOFILE: OPEN_FILES,
         resource.RLIMIT_CORE: 0,
+        resource.RLIMIT_STACK: STACK_MB << 20,
     }
     if config["counts_alone"]:
-        limits[resource.RLIMIT_NPROC] = PROCESSES
-    for kind, limit in limits.items():
+        wanted[resource.RLIMIT_NPROC] = PROCESSES
+    limits = {}
+    for kind, limit in wanted.items():
         hard = resource.getrlimit(kind)[1]
         limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
-        resource.setrlimit(kind, (limit, limit))
-    hard = resource.getrlimit(resource.RLIMIT_STACK)[1]  # kept: programs with deep recursion raise the limit themselves
-    resource.setrlimit(resource.RLIMIT_STACK, (STACK_MB << 20 if hard == resource.RLIM_INFINITY else min(STACK_MB << 20, hard), hard))
+        limits[kind] = (limit, hard if kind == resource.RLIMIT_STACK else limit)  # programs with deep recursion raise it themselves
+    return limits
+
+
+def set_limits(config):
+    """rlimits on this process and what it starts."""
+    for kind, limit in config["limits"].items():
+        resource.setrlimit(kind, limit)
 
 
 def drop_user(config):
@@ -236,12 +247,14 @@ def drop_user(config):
 
 
 def drop_privileges(config):
-    """No capabilities, and none to gain from setuid files."""
-    prctl(PR_SET_NO_NEW_PRIVS, 1)
-    header, nothing = struct.pack("Ii", 0x20080522, 0), bytes(24)
-    call(libc.capset, header, nothing)
-    prctl(PR_SET_DUMPABLE, 1)  # cleared in the worker, and by the change of user: a program may read its own /proc/self
-    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # last: the kernel forgets it when the user changes
+    """No capabilities; setuid files give none either (no_new_privs, set in the worker)."""
+    call(libc.capset, NO_CAPABILITIES, bytes(24))
+    prctl(PR_SET_DUMPABLE, 1)  # off in the worker, and after the change of user: a program may read its own /proc/self
+    if not config["process_1"]:
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # after the change of user, which clears it
+
+
+NO_CAPABILITIES = struct.pack("Ii", 0x20080522, 0)  # the header that capset wants: version 3, this process
 
 
 def landlock_version():
@@ -276,48 +289,52 @@ REFUSED_CALLS = {
     "ptrace": 101, "process_vm_readv": 310, "process_vm_writev": 311, "pidfd_getfd": 438, "kcmp": 312, "unshare": 272, "setns": 308,
     "bpf": 321, "perf_event_open": 298, "userfaultfd": 323, "io_uring_setup": 425, "io_uring_enter": 426, "io_uring_register": 427,
     "add_key": 248, "request_key": 249, "keyctl": 250, "shmget": 29, "semget": 64, "msgget": 68, "mq_open": 240, "ioprio_set": 251,
-}  # the last ones would outlive the program or reach the worker
+}  # from the keys on: they reach past the program's life or process
 CLONE, CLONE3, KILL, SOCKET, SETPRIORITY = 56, 435, 62, 41, 141
 CALLS_ON_A_PROCESS = {"prlimit64": 302, "sched_setaffinity": 203, "sched_setscheduler": 144, "sched_setparam": 142, "sched_setattr": 314}
-THIS_PROCESS = 0x7E57AB1E  # stands for the program's process id in the filter
+LOCAL_SOCKETS, INTERNET_SOCKETS = [1], [1, 2, 10, 16]  # AF_UNIX; and AF_INET, AF_INET6, AF_NETLINK
+BPF_LOAD, BPF_EQUAL, BPF_AT_LEAST, BPF_ANY_BIT, BPF_RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
+ALLOW, KILL_PROCESS, REFUSE, UNKNOWN = 0x7FFF0000, 0x80000000, 0x50000 + errno.EPERM, 0x50000 + errno.ENOSYS
 
 
-def seccomp_filter(local_sockets_only):
-    """The BPF program: refuse a short list of calls and some arguments; a list of allowed calls would break ordinary programs."""
-    load, equal, at_least, any_bit, give = 0x20, 0x15, 0x35, 0x45, 0x06
-    allow, kill, refuse, unknown = 0x7FFF0000, 0x80000000, 0x50001, 0x50026  # the last two: EPERM, ENOSYS
-
-    def step(code, value, if_true=0, if_false=0):
-        return struct.pack("HBBI", code, if_true, if_false, value)
-
-    def refuse_if(number, argument, test, value):
-        return [step(equal, number, 0, 4), step(load, 16 + 8 * argument), step(test, value, 0, 1), step(give, refuse), step(load, 0)]
-
-    def refuse_unless(number, argument, values):
-        count = len(values)
-        return [step(equal, number, 0, count + 3), step(load, 16 + 8 * argument),
-                *(step(equal, value, count - i, 0) for i, value in enumerate(values)), step(give, refuse), step(load, 0)]
-
-    steps = [step(load, 4), step(equal, 0xC000003E, 1, 0), step(give, kill), step(load, 0), step(at_least, 0x40000000, 0, 1), step(give, unknown)]
-    for number in REFUSED_CALLS.values():
-        steps += [step(equal, number, 0, 1), step(give, refuse)]
-    steps += [step(equal, CLONE3, 0, 1), step(give, unknown)]  # its flags are in memory, out of sight; the C library then uses clone
-    steps += refuse_if(CLONE, 0, any_bit, NEW_NAMESPACES | CLONE_NEWUSER)
-    steps += refuse_if(KILL, 0, equal, 0xFFFFFFFF)
-    steps += refuse_unless(SETPRIORITY, 0, [0]) + refuse_unless(SETPRIORITY, 1, [0, THIS_PROCESS])
-    for number in CALLS_ON_A_PROCESS.values():
-        steps += refuse_unless(number, 0, [0, THIS_PROCESS])
-    local, internet, internet6, netlink = 1, 2, 10, 16
-    steps += refuse_unless(SOCKET, 0, [local] if local_sockets_only else [local, internet, internet6, netlink])
-    return b"".join(steps + [step(give, allow)])
+def bpf(code, value, if_true=0, if_false=0):
+    return struct.pack("HBBI", code, if_true, if_false, value)
 
 
-def filter_calls(config):
+def refuse_if(number, argument, test, value):
+    return [bpf(BPF_EQUAL, number, 0, 4), bpf(BPF_LOAD, 16 + 8 * argument), bpf(test, value, 0, 1), bpf(BPF_RETURN, REFUSE), bpf(BPF_LOAD, 0)]
+
+
+def refuse_unless(number, argument, values):
+    tests = [bpf(BPF_EQUAL, value, len(values) - i, 0) for i, value in enumerate(values)]
+    return [bpf(BPF_EQUAL, number, 0, len(values) + 3), bpf(BPF_LOAD, 16 + 8 * argument), *tests, bpf(BPF_RETURN, REFUSE), bpf(BPF_LOAD, 0)]
+
+
+def install_filter(rules):
     if os.uname().machine != "x86_64":
         raise OSError(f"the list of calls is for x86-64, this is {os.uname().machine}")
-    code = config["seccomp"].replace(struct.pack("I", THIS_PROCESS), struct.pack("I", os.getpid()))
-    program = ctypes.create_string_buffer(code, len(code))
-    call(libc.prctl, PR_SET_SECCOMP, 2, struct.pack("HxxxxxxQ", len(code) // 8, ctypes.addressof(program)), 0, 0)
+    steps = [bpf(BPF_LOAD, 4), bpf(BPF_EQUAL, 0xC000003E, 1, 0), bpf(BPF_RETURN, KILL_PROCESS),  # another architecture's numbers
+             bpf(BPF_LOAD, 0), bpf(BPF_AT_LEAST, 0x40000000, 0, 1), bpf(BPF_RETURN, UNKNOWN), *rules, bpf(BPF_RETURN, ALLOW)]
+    code = ctypes.create_string_buffer(b"".join(steps))
+    call(libc.prctl, PR_SET_SECCOMP, 2, struct.pack("HxxxxxxQ", len(steps), ctypes.addressof(code)), 0, 0)
+
+
+def filter_calls(process_1):
+    """Refuse a short list of calls, in the worker and all that it forks; a list of allowed calls would break ordinary programs."""
+    rules = [step for number in REFUSED_CALLS.values() for step in (bpf(BPF_EQUAL, number, 0, 1), bpf(BPF_RETURN, REFUSE))]
+    rules += [bpf(BPF_EQUAL, CLONE3, 0, 1), bpf(BPF_RETURN, UNKNOWN)]  # its flags are out of sight; the C library then uses clone
+    rules += refuse_if(CLONE, 0, BPF_ANY_BIT, NEW_NAMESPACES | CLONE_NEWUSER)
+    if not process_1:
+        rules += refuse_if(KILL, 0, BPF_EQUAL, 0xFFFFFFFF)  # kill(-1)
+    install_filter(rules + refuse_unless(SOCKET, 0, INTERNET_SOCKETS if process_1 else LOCAL_SOCKETS))
+
+
+def keep_off_the_worker(config):
+    """A program with the user id of its worker could change the worker's limits and priority: only its own."""
+    rules = refuse_unless(SETPRIORITY, 0, [0]) + refuse_unless(SETPRIORITY, 1, [0, os.getpid()])
+    for number in CALLS_ON_A_PROCESS.values():
+        rules += refuse_unless(number, 0, [0, os.getpid()])
+    install_filter(rules)
 
 
 PROGRAM_LAYERS = {  # in the order in which a forked program puts them on
@@ -325,7 +342,7 @@ PROGRAM_LAYERS = {  # in the order in which a forked program puts them on
     "user": drop_user,
     "privileges": drop_privileges,
     "landlock": restrict_files,
-    "seccomp": filter_calls,
+    "same user": keep_off_the_worker,
 }
 PROPERTIES = {  # property -> the layers that give it, and how
     "limits": {"limits": "CPU time, address space, file size, open files, processes, no core files (rlimits)"},
@@ -345,13 +362,12 @@ PROPERTIES = {  # property -> the layers that give it, and how
 CHANNEL = OPEN_FILES - 1  # the descriptor on which a program's process reports
 
 
-def be_program(config, channel, folder):
+def be_program(config, channel, folder, source):
     """Put on the layers, run the program as __main__, report how it ended. Never returns."""
     own_id = os.getpid()
     try:
         os.dup2(channel, CHANNEL, inheritable=False)
         os.setsid()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
         path, work = os.path.join(folder, "main.py"), os.path.join(folder, "work")
         os.chdir(work)
         null = os.open("/dev/null", os.O_RDWR)
@@ -360,8 +376,6 @@ def be_program(config, channel, folder):
         for layer in config["layers"]:
             PROGRAM_LAYERS[layer](config)
         os.closerange(3, CHANNEL)
-        with open(path, "rb") as file:
-            source = file.read()
         main = types.ModuleType("__main__")
         main.__file__, main.__builtins__ = path, builtins
         sys.modules["__main__"], sys.argv = main, [path]
@@ -376,7 +390,7 @@ def be_program(config, channel, folder):
     except BaseException as problem:
         if os.getpid() != own_id:  # a process that the program forked: it ends as any Python does
             leave_like_python(problem)
-        kind = {MemoryError: "memory", SystemExit: "exited"}.get(type(problem), "failed")
+        kind = "memory" if isinstance(problem, MemoryError) else "exited" if isinstance(problem, SystemExit) else "failed"
         report(kind, describe(problem))
 
 
@@ -450,51 +464,48 @@ def tree_usage():
     return resident * resource.getpagesize() / (1 << 20), tasks
 
 
-def time_lost(before, tasks, elapsed, cores):
-    """Seconds of `elapsed` in which the program could not run because others had the cores: the longest wait of any of its tasks,
-    but not what it caused by keeping the cores busy itself."""
-    growth = [(ran - before.get(task, (0, 0))[0], waited - before.get(task, (0, 0))[1]) for task, (ran, waited) in tasks.items()]
-    busy = sum(ran for ran, _ in growth) / 1e9
-    return max(0.0, min(max((waited for _, waited in growth), default=0) / 1e9, elapsed - busy / cores))
+def growth(before, tasks):
+    """(seconds that the tasks ran, all together; the longest that one of them waited) since `before`."""
+    steps = [(ran - before.get(task, (0, 0))[0], waited - before.get(task, (0, 0))[1]) for task, (ran, waited) in tasks.items()]
+    return sum(ran for ran, _ in steps) / 1e9, max((waited for _, waited in steps), default=0) / 1e9
 
 
-def watch(config, process, channel, pipe):
-    """Wait until the program's process ends or has to: (why it was stopped or "", its messages, most MB seen)."""
+def watch(config, process, pipe):
+    """Wait until the program's process ends or has to: (why it was stopped or "", most MB seen)."""
     ended = os.pidfd_open(process)
     poll = select.poll()
-    for descriptor in (ended, channel, pipe):
-        poll.register(descriptor, select.POLLIN)
-    messages, before, lost, peak_mb = [], {}, 0.0, 0.0
-    started = looked = time.monotonic()
-    stopped = ""
+    poll.register(ended, select.POLLIN)
+    poll.register(pipe, select.POLLIN)
+    before, ran, waited, lost, peak_mb, stopped = {}, 0.0, 0.0, 0.0, 0.0, ""
+    started = time.monotonic()
     while not stopped:
         left = started + config["timeout"] + lost - time.monotonic()
-        ready = {descriptor for descriptor, _ in poll.poll(1000 * max(0.001, min(left, TICK_SECONDS)))}
-        if channel.fileno() in ready and not receive(channel, process, messages):
-            poll.unregister(channel)  # every process of the program has closed it
-        if pipe.fileno() in ready:  # the caller never speaks meanwhile: it has gone
-            stopped = "abandoned"
-        elif ended in ready:
+        ready = [descriptor for descriptor, _ in poll.poll(1000 * max(0.001, min(left, TICK_SECONDS)))]
+        if ready:
+            stopped = "" if ended in ready else "abandoned"  # the caller never speaks meanwhile: it has gone
             break
-        now = time.monotonic()
-        if now - looked >= min(TICK_SECONDS, left):
-            resident, tasks = tree_usage()
-            lost += time_lost(before, tasks, now - looked, config["cores"])
-            before, looked, peak_mb = tasks, now, max(peak_mb, resident)
-            if resident > config["memory_mb"]:
-                stopped = "memory"
-            elif now - started > min(config["timeout"] + lost, LOAD_FACTOR * config["timeout"]):
-                stopped = "timeout"
+        seconds = time.monotonic() - started  # before the reading, so that no wait after it is held against the program
+        resident, tasks = tree_usage()
+        ran_now, waited_now = growth(before, tasks)
+        before, ran, waited, peak_mb = tasks, ran + ran_now, waited + waited_now, max(peak_mb, resident)
+        lost = max(0.0, min(waited, seconds - ran / config["cores"]))  # waited, but not because it kept all cores busy itself
+        if resident > config["memory_mb"]:
+            stopped = "memory"
+        elif seconds > min(config["timeout"] + lost, LOAD_FACTOR * config["timeout"]):
+            stopped = "timeout"
     os.close(ended)
-    return stopped, messages, peak_mb
+    return stopped, peak_mb
 
 
-def receive(channel, process, messages):
-    """Take one message; keep it if the kernel says that the program's first process sent it. False at the end of the channel."""
-    message, ancillary, _, _ = channel.recvmsg(4096, socket.CMSG_SPACE(12))
-    if message and ancillary and struct.unpack("iII", ancillary[0][2][:12])[0] == process:
-        messages[:] = [*messages[:1], message]  # the first and the last one count
-    return bool(message)
+def read_messages(channel, process):
+    """What the program's first process said, says the kernel (others hold the channel too); only the first and the last count."""
+    messages = []
+    while True:
+        message, ancillary, _, _ = channel.recvmsg(4096, socket.CMSG_SPACE(12))
+        if not message:
+            return messages
+        if ancillary and struct.unpack("iII", ancillary[0][2][:12])[0] == process:
+            messages = [*messages[:1], message]
 
 
 def run_program(config, pipe, code):
@@ -505,22 +516,24 @@ def run_program(config, pipe, code):
     os.mkdir(work, 0o755)
     if "user" in config["layers"]:
         os.chown(work, config["user"], config["user"])
+    source = code.encode("utf-8", "surrogatepass")
     with open(os.path.join(folder, "main.py"), "wb") as file:
-        file.write(code.encode("utf-8", "surrogatepass"))
+        file.write(source)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
     started = time.monotonic()
     process = os.fork()
     if process == 0:
-        be_program(config, theirs.fileno(), folder)
+        be_program(config, theirs.fileno(), folder, source)
     theirs.close()
-    stopped, messages, peak_mb = watch(config, process, ours, pipe)
+    stopped, peak_mb = watch(config, process, pipe)
+    with contextlib.suppress(ProcessLookupError):  # it ended before it had a group of its own
+        os.killpg(process, signal.SIGKILL)
     os.kill(process, signal.SIGKILL)
     _, status, usage = os.wait4(process, 0)
     seconds = time.monotonic() - started
     kill_the_rest(config)
-    while receive(ours, process, messages):  # with no process left, what is in the channel has an end
-        pass
+    messages = read_messages(ours, process)  # with no process left, they have an end
     ours.close()
     if stopped == "abandoned":
         raise EOFError
@@ -538,8 +551,10 @@ def verdict(config, stopped, messages, status):
     if first.startswith(b"error\0"):
         return "error", detail
     if os.WIFSIGNALED(status):
-        name = signal.Signals(os.WTERMSIG(status)).name
-        return ("timeout", "over the limit of CPU time") if name == "SIGXCPU" else ("crashed", name)
+        number = os.WTERMSIG(status)
+        if number == signal.SIGXCPU:
+            return "timeout", "over the limit of CPU time"
+        return "crashed", signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
     if len(messages) == 2 and first == last and status == 0:
         return "passed", ""
     if len(messages) == 2 and said in ("failed", "memory", "exited"):
@@ -554,8 +569,9 @@ def kill_the_rest(config):
             process, _ = os.waitpid(-1, os.WNOHANG)
             if process == 0:  # something lives: all but this process at one stroke, or what is seen until nothing is
                 for process in [-1] if config["process_1"] else descendants():
-                    os.kill(process, signal.SIGKILL)
-                os.waitpid(-1, 0)
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(process, signal.SIGKILL)
+                time.sleep(0.001)
     except ChildProcessError:
         pass  # nothing is left: in the usual case this took one system call
 
@@ -607,8 +623,9 @@ def try_layers(config):
 
 def prepare_worker(settings):
     """All that is done once per worker: (what the programs need to know, {layer: why it is missing})."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD, signal.SIGQUIT):
-        signal.signal(number, signal.SIG_DFL)  # whatever the caller ignores
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever the caller ignores
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
     os.umask(0o022)
     for name in COMMON_MODULES:
@@ -618,28 +635,35 @@ def prepare_worker(settings):
     folders, own_user_namespace = readable_folders(), False
     config = dict(settings, cores=len(os.sched_getaffinity(0)), user=spare_user(), process_1=False, landlock=None,
                   counts_alone=False)
+    config["limits"] = limits_for(config)
     if "namespaces" not in missing:
         own_user_namespace = enter_namespaces(folders)
         config |= {"process_1": True, "scratch": "/tmp"}
     else:
         prctl(PR_SET_CHILD_SUBREAPER, 1)
-        config["scratch"] = tempfile.mkdtemp(prefix="sandbox-")
-        tempfile.tempdir = None  # programs find it again, from TMPDIR
+        config["scratch"] = tempfile.mkdtemp(prefix="sandbox-", dir=settings["folder"])
     os.environ["HOME"] = os.environ["TMPDIR"] = config["scratch"]
     config["remaining"], config["mode"] = set(os.listdir(config["scratch"])), os.stat(config["scratch"]).st_mode & 0o7777
-    config["seccomp"] = seccomp_filter(local_sockets_only=not config["process_1"])
     try:
         config["landlock"] = landlock_rules(folders, config["scratch"])
         if landlock_version() < 6:
             missing["landlock signals"] = "landlock is older than version 6"
     except OSError:
         missing["landlock signals"] = missing["landlock"] = "this kernel has no landlock"
+    prctl(PR_SET_NO_NEW_PRIVS, 1)
     prctl(PR_SET_DUMPABLE, 0)  # its memory and descriptors are not for the programs
+    if "seccomp" not in missing:
+        try:
+            filter_calls(config["process_1"])
+        except OSError as problem:
+            missing["seccomp"] = problem.strerror or str(problem)
     config["layers"] = [layer for layer in PROGRAM_LAYERS if layer not in missing]
     missing |= try_layers(config)
+    if "user" not in missing or "seccomp" in missing:
+        missing["same user"] = "not needed"
     config["layers"] = [layer for layer in config["layers"] if layer not in missing]
-    # A limit on processes counts a user's processes everywhere, except under an own user id or, from Linux 5.14, user namespace.
     config["counts_alone"] = "user" not in missing or own_user_namespace and kernel_version() >= (5, 14)
+    config["limits"] = limits_for(config)
     if "user" not in missing and not config["process_1"]:
         os.chown(config["scratch"], config["user"], config["user"])
     gc.collect()
@@ -649,11 +673,11 @@ def prepare_worker(settings):
 
 def serve(settings, descriptor):
     """A worker's life: prepare, say what protects, then a program at a time until the caller hangs up."""
-    pipe = Connection(descriptor)
+    pipe = multiprocessing.connection.Connection(descriptor)
     try:
         config, missing = prepare_worker(settings)
-    except OSError as problem:
-        return pipe.send_bytes(json.dumps({"refused": problem.strerror or str(problem)}).encode())
+    except (OSError, ValueError) as problem:
+        return pipe.send_bytes(json.dumps({"refused": getattr(problem, "strerror", None) or str(problem)}).encode())
     pipe.send_bytes(json.dumps({"missing": missing, "scratch": None if config["process_1"] else config["scratch"]}).encode())
     try:
         while True:
@@ -675,7 +699,7 @@ class Worker:
     """A worker process and the socket to it. Started afresh (exec, not fork): nothing of the caller's memory is in it."""
 
     def __init__(self, settings):
-        self.settings = settings
+        self.settings, self.process = settings, None
         self.start()
 
     def start(self):
@@ -684,7 +708,7 @@ class Worker:
                        "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1", "MALLOC_ARENA_MAX": "2", "OMP_NUM_THREADS": "1",
                        "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         command = [sys.executable, "-s", "-P", os.path.abspath(__file__), "--worker", json.dumps(self.settings), str(theirs.fileno())]
-        self.pipe, self.scratch = Connection(ours.detach()), None
+        self.pipe, self.scratch = multiprocessing.connection.Connection(ours.detach()), None
         try:
             self.process = subprocess.Popen(command, env=environment, cwd="/", pass_fds=[theirs.fileno()], start_new_session=True,
                                             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -703,21 +727,37 @@ class Worker:
         except (EOFError, OSError) as problem:
             raise WorkerLost("a worker ended unexpectedly") from problem
 
-    def ask(self, code):
-        try:
+    def give(self, code):
+        """Start a program (and, after a loss, the worker)."""
+        self.code, self.overdue = code, time.monotonic() + LOAD_FACTOR * self.settings["timeout"] + 30
+        if self.process is None:
+            self.start()
+        with contextlib.suppress(OSError):  # a dead worker is noticed by take
             self.pipe.send_bytes(json.dumps(code).encode())
-        except OSError as problem:
-            raise WorkerLost("a worker ended unexpectedly") from problem
-        return self.receive(LOAD_FACTOR * self.settings["timeout"] + 30)
+
+    def take(self):
+        """The result of the program that was given. A worker that is lost is replaced, and the program run once more."""
+        for last_try in (False, True):
+            try:
+                reply = self.receive(max(0.0, self.overdue - time.monotonic()))
+            except WorkerLost as lost:
+                reply = {"outcome": "error", "detail": str(lost), "seconds": 0.0, "peak_mb": 0.0}
+                self.stop()
+            if reply["outcome"] != "error" or last_try:
+                return Result(**reply)
+            self.give(self.code)
 
     def stop(self):
         """Hang up: it then kills and removes what it has. If it does not end, kill it."""
+        if self.process is None:
+            return
         self.pipe.close()
         try:
             self.process.wait(10)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+        self.process = None
         if self.scratch:
             shutil.rmtree(self.scratch, ignore_errors=True)
 
@@ -731,24 +771,26 @@ class Sandbox:
         if workers < 1 or not 0 < timeout < 86400 or memory_mb < 128:
             raise SandboxError(f"needs workers >= 1 (not {workers}), 0 < timeout < 86400 seconds (not {timeout:g}) "
                                f"and memory >= 128 MB (not {memory_mb})")
-        settings = {"timeout": timeout, "memory_mb": memory_mb, "without": dict.fromkeys(without, "switched off by the caller")}
-        self.closed, self.workers, self.idle = False, [], queue.SimpleQueue()
+        settings = {"timeout": timeout, "memory_mb": memory_mb, "folder": tempfile.gettempdir(),
+                    "without": dict.fromkeys(without, "switched off by the caller")}
         first = Worker(settings)
         if first.refused:  # never half-way: a fresh worker without any namespace
             first.stop()
             settings["without"]["namespaces"] = f"{first.refused} (usual in a container)"
             first = Worker(settings)
-        if first.refused:
-            raise SandboxError(f"cannot start a worker: {first.refused}")
-        self.workers.append(first)
-        self.protection = describe_protection(first.missing)
-        self.pool = concurrent.futures.ThreadPoolExecutor(workers)
-        unconfined = {"namespaces", "user"}
-        if os.geteuid() == 0 and unconfined <= first.missing.keys() and not unconfined <= set(without):
+        self.workers, self.idle = [first], queue.SimpleQueue()
+        try:
+            if first.refused:
+                raise SandboxError(f"cannot start a worker: {first.refused}")
+            if os.geteuid() == 0 and {"namespaces", "user"} <= first.missing.keys() and not {"namespaces", "user"} <= set(without):
+                raise SandboxError("refused: as root, with neither namespaces nor another user id, a program could harm this machine "
+                                   f"({first.missing['namespaces']}; {first.missing['user']}); run it as a plain user")
+            with concurrent.futures.ThreadPoolExecutor(16) as pool:
+                self.workers += pool.map(Worker, [settings] * (workers - 1))
+        except BaseException:
             self.close()
-            raise SandboxError("refused: as root, with neither namespaces nor another user id, a program could harm this machine "
-                               f"({first.missing['namespaces']}; {first.missing['user']}); run it as a plain user")
-        self.workers += self.pool.map(Worker, [settings] * (workers - 1))
+            raise
+        self.protection = describe_protection(first.missing)
         for worker in self.workers:
             self.idle.put(worker)
 
@@ -756,45 +798,44 @@ class Sandbox:
         """Run one program: its Result. Safe to call from several threads."""
         worker = self.idle.get()
         try:
-            for _ in range(2):
-                try:
-                    reply = worker.ask(code)
-                except WorkerLost as lost:
-                    if self.closed:
-                        raise
-                    reply = {"outcome": "error", "detail": str(lost), "seconds": 0.0, "peak_mb": 0.0}
-                    worker.stop()
-                    worker.start()
-                if reply["outcome"] != "error":
-                    break
-            return Result(**reply)
+            worker.give(code)
+            return worker.take()
         finally:
             self.idle.put(worker)
 
     def map(self, pairs):
-        """Run the programs of an iterable of (key, code): yields (key, Result) as they end; holds only a few at a time."""
+        """Run the programs of an iterable of (key, code): yields (key, Result) as they end; takes no more than are running."""
         pairs, keys, broken = iter(pairs), {}, None
-        while True:
-            while pairs and len(keys) < 2 * len(self.workers):
-                try:
-                    key, code = next(pairs)
-                    keys[self.pool.submit(self.run, code)] = key
-                except StopIteration:
-                    pairs = None
-                except Exception as problem:  # of the iterable: what it gave before is finished first
-                    pairs, broken = None, problem
-            if not keys:
-                break
-            for future in concurrent.futures.wait(keys, return_when=concurrent.futures.FIRST_COMPLETED).done:
-                yield keys.pop(future), future.result()
+        try:
+            while True:
+                while pairs and (not keys or not self.idle.empty()):
+                    try:
+                        key, code = next(pairs)
+                    except StopIteration:
+                        pairs = None
+                    except Exception as problem:  # of the iterable: what it gave before is finished first
+                        pairs, broken = None, problem
+                    else:
+                        worker = self.idle.get()
+                        keys[worker] = key
+                        worker.give(code)
+                if not keys:
+                    break
+                ready = multiprocessing.connection.wait([worker.pipe for worker in keys], timeout=1)
+                for worker in [w for w in keys if w.pipe in ready or w.overdue < time.monotonic()]:
+                    result = worker.take()
+                    self.idle.put(worker)
+                    yield keys.pop(worker), result
+        finally:
+            for worker in keys:  # left early: what still runs is ended, the worker starts again when it is needed
+                worker.stop()
+                self.idle.put(worker)
         if broken:
             raise broken
 
     def close(self):
-        self.closed = True
         for worker in self.workers:
             worker.stop()
-        self.pool.shutdown(cancel_futures=True)
 
     def __enter__(self):
         return self
@@ -863,16 +904,25 @@ def run_file(path, out, box):
     counts, waiting, next_line = dict.fromkeys(OUTCOMES, 0), {}, 1
     with open(path, "rb") as file:
         total = sum(1 for _ in file)
-    with open(out, "w", buffering=1) as results, tqdm(total=total, unit=" programs", smoothing=0) as bar:
+    with open(out, "w", buffering=1) as results, progress_bar(total) as bar:
         for (number, identity), result in box.map(read_programs(path)):
             waiting[number] = {"id": identity, **dataclasses.asdict(result)}
             while next_line in waiting:
                 results.write(json.dumps(waiting.pop(next_line)) + "\n")
                 next_line += 1
             counts[result.outcome] += 1
-            bar.update()
-            bar.set_postfix_str(f"passed {counts['passed'] / sum(counts.values()):.1%}", refresh=False)
+            if bar is not None:
+                bar.set_postfix_str(f"passed {counts['passed'] / sum(counts.values()):.1%}", refresh=False)
+                bar.update()
     return counts
+
+
+def progress_bar(total):
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        return contextlib.nullcontext()
+    return tqdm(total=total, unit=" programs", smoothing=0)
 
 
 def main():
@@ -900,7 +950,7 @@ def main():
         print("sandbox: interrupted", file=sys.stderr)
         return 130
     print(", ".join(f"{count} {outcome}" for outcome, count in counts.items() if count))
-    return 0
+    return 1 if counts["error"] else 0
 
 
 if __name__ == "__main__":

@@ -18,8 +18,9 @@ import builtins
 import itertools
 import json
 import multiprocessing
-import sysconfig
+import os
 import symtable
+import sysconfig
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -72,6 +73,7 @@ def read_jsonl_source(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def read_dataset(name: str, data_file: str | None) -> Iterator[tuple[str, str]]:
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # one line of ours instead of its retries
     import datasets
 
     try:

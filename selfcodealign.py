@@ -68,6 +68,8 @@ CATEGORIES = ("function", "function", "class", "program")  # 2 : 1 : 1
 DIFFICULTIES = ("easy", "medium", "hard")
 PROMPTS = Path(__file__).parent / "prompts"
 
+progress = functools.partial(tqdm, dynamic_ncols=True, mininterval=1, delay=1)
+
 
 @dataclass
 class Run:
@@ -277,6 +279,7 @@ def start_engine(model: str, context: int):
     """A vLLM engine for `model` in this process, with the settings that this machine needs. Raises BadInput."""
     check_model(model)
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # one line of ours instead of its retries
     import torch
 
     if torch.cuda.is_available():
@@ -364,7 +367,7 @@ def generate(run: Run, stage: str, parents: str, build: Callable, parse: Callabl
         waiting.sort(key=lambda item: (item[0], item[1]["id"]))
         context = run.engine.model_config.max_model_len
         tokenizer = run.engine.get_tokenizer()
-        bar = tqdm(total=sum(len(missing) for _, _, missing in waiting), desc=stage, unit="row", dynamic_ncols=True)
+        bar = progress(total=sum(len(missing) for _, _, missing in waiting), desc=stage, unit="row")
         kept = tokens = 0
         started = time.monotonic()
 
@@ -388,8 +391,8 @@ def generate(run: Run, stage: str, parents: str, build: Callable, parse: Callabl
             row |= parse(completion.text) if completion.finished else {"text": completion.text, "reject": "length"}
             rows.append(row)
             kept, tokens = kept + ("reject" not in row), tokens + completion.tokens
+            bar.set_postfix_str(f"kept {kept / (bar.n + 1):.0%}, {tokens / (time.monotonic() - started):.0f} tokens/s", refresh=False)
             bar.update()
-            bar.set_postfix_str(f"kept {kept / bar.n:.0%}, {tokens / (time.monotonic() - started):.0f} tokens/s")
         bar.close()
 
 
@@ -401,7 +404,7 @@ def gather_seeds(run: Run):
     """
     limit = run.settings.limit if run.settings.limit is not None else float("inf")
     duplicates = NearDuplicates(0.5)
-    with Appender(run.path("seeds")) as rows, tqdm(desc="seeds", unit="function", dynamic_ncols=True) as bar:
+    with Appender(run.path("seeds")) as rows, progress(desc="seeds", unit="function") as bar:
         kept = 0
         for row in run.kept("seeds"):
             duplicates.is_new(row["code"])
@@ -417,8 +420,8 @@ def gather_seeds(run: Run):
                     row["reject"] = "near_duplicate"
             rows.append(row)
             kept += "reject" not in row
+            bar.set_postfix_str(f"kept {kept}", refresh=False)
             bar.update()
-            bar.set_postfix_str(f"kept {kept}")
             if kept >= limit:
                 break
 
@@ -481,15 +484,15 @@ def execute(run: Run):
         with Sandbox(workers=run.settings.workers, timeout=run.settings.timeout, memory_mb=run.settings.memory_mb) as sandbox:
             run.save(sandbox=sandbox.protection)
             passed = 0
-            bar = tqdm(total=len(waiting), desc="executions", unit="program", dynamic_ncols=True)
+            bar = progress(total=len(waiting), desc="executions", unit="program")
             for row, result in sandbox.map((row, program(row["response"], row["tests"])) for row in waiting):
                 verdict = {"outcome": result.outcome, "detail": result.detail, "seconds": result.seconds, "peak_mb": result.peak_mb}
                 if result.outcome != "passed":
                     verdict["reject"] = result.outcome
                 rows.append({"id": row_id("executions", row["id"]), "response_id": row["id"], **verdict})
                 passed += result.outcome == "passed"
+                bar.set_postfix_str(f"passed {passed / (bar.n + 1):.0%}", refresh=False)
                 bar.update()
-                bar.set_postfix_str(f"passed {passed / bar.n:.0%}")
             bar.close()
 
 
@@ -504,7 +507,7 @@ def select(run: Run):
     responses = [row for row in run.kept("responses") if row["id"] in passed]
     responses.sort(key=lambda row: digest(run.settings.seed, "selection", row["id"]))
     reject_reason, chosen, final, considered = Filters(run.decontaminator), set(), [], []
-    for row in tqdm(responses, desc="selection", unit="row", dynamic_ncols=True):
+    for row in progress(responses, desc="selection", unit="row"):
         task = instructions[row["instruction_id"]]
         if task["id"] in chosen:
             reason = "not_chosen"

@@ -140,6 +140,7 @@ def train(arguments):
         raise BadInput(f"{arguments.out} exists and was not made by train.py: take another --out")
     pairs = read_pairs(arguments.data)
 
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # one line of ours instead of its retries
     import torch
     from tqdm import tqdm
     from transformers.optimization import Adafactor, get_linear_schedule_with_warmup
@@ -185,12 +186,12 @@ def train(arguments):
                 schedule.step()
                 optimizer.zero_grad()
                 tokens = sum(len(ids) for ids, _ in batch)
-                bar.update()
-                row = {"step": bar.n, "epoch": epoch, "loss": step_loss, "lr": learning_rate, "tokens": tokens,
+                row = {"step": bar.n + 1, "epoch": epoch, "loss": step_loss, "lr": learning_rate, "tokens": tokens,
                        "tokens_per_second": tokens / (time.monotonic() - started)}  # fmt: skip
                 log.write(json.dumps(row) + "\n")
                 log.flush()
-                bar.set_postfix_str(f"loss {step_loss:.3f}, lr {learning_rate:.1e}, {row['tokens_per_second']:.0f} tokens/s")
+                bar.set_postfix_str(f"loss {step_loss:.3f}, lr {learning_rate:.1e}, {row['tokens_per_second']:.0f} tokens/s", refresh=False)
+                bar.update()
     bar.close()
 
     model.to(torch.bfloat16).save_pretrained(unfinished)

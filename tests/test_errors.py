@@ -1,0 +1,100 @@
+"""Every mistake of a user's ends with one clear line and exit status 2, and leaves nothing behind that the corrected command trips over."""
+
+import json
+import re
+import shutil
+import subprocess
+
+import pytest
+
+OFFLINE = ["unshare", "-rn"]  # a network namespace without a network
+can_go_offline = shutil.which("unshare") and subprocess.run([*OFFLINE, "true"], capture_output=True).returncode == 0
+needs_offline = pytest.mark.skipif(not can_go_offline, reason="no rights to take the network away")
+
+
+def refused(process, *says):
+    assert process.returncode == 2, process.stderr[-2000:]
+    bar = re.compile(r"\d+\w* \[\d\d:\d\d.*/s")
+    lines = [line for line in process.stderr.replace("\r", "\n").splitlines() if line.strip() and not bar.search(line)]
+    assert "Traceback" not in process.stderr and len(lines) == 1, process.stderr
+    for text in says:
+        assert str(text) in lines[0]
+
+
+def test_unknown_model_folder(command, tmp_path, model):
+    data = tmp_path / "sft.jsonl"
+    data.write_text('{"instruction": "a", "response": "b"}\n')
+    refused(command("selfcodealign.py", "run", "--model", tmp_path / "nowhere", "--out", tmp_path / "run"), "no such model folder", "nowhere")
+    refused(command("train.py", "--model", tmp_path / "nowhere", "--data", data, "--out", tmp_path / "model"), "nowhere")
+    refused(command("eval.py", "--model", tmp_path / "nowhere", "--benchmark", "humaneval", "--out", tmp_path / "eval"), "nowhere")
+    refused(command("selfcodealign.py", "run", "--model", tmp_path, "--out", tmp_path / "run"), "no config.json")
+    assert not any((tmp_path / name).exists() for name in ("run", "model", "eval"))
+
+
+def test_empty_or_missing_source(command, tmp_path, model):
+    (tmp_path / "empty").mkdir()
+    for source in ("empty", "missing", "missing.jsonl"):
+        refused(command("selfcodealign.py", "run", "--model", model, "--source", tmp_path / source, "--out", tmp_path / "run"), source)
+    assert not (tmp_path / "run").exists()
+
+
+def test_corrupt_line_of_a_source_and_of_a_stage(command, tmp_path, model):
+    source = tmp_path / "code.jsonl"
+    source.write_text('{"content": "x = 1"}\n{"content"\n')
+    refused(command("selfcodealign.py", "seeds", "--model", model, "--source", source, "--out", tmp_path / "run"), f"{source}:2:")
+    source.write_text('{"content": "def f(x):\\n    \\"\\"\\"Same.\\"\\"\\"\\n    return x\\n"}\n')
+    mended = command("selfcodealign.py", "seeds", "--model", model, "--source", source, "--out", tmp_path / "run")
+    assert mended.returncode == 0, mended.stderr
+    rows = tmp_path / "run" / "seeds.jsonl"
+    rows.write_text("{\n" + rows.read_text())
+    refused(command("selfcodealign.py", "concepts", "--out", tmp_path / "run"), f"{rows}:1:")
+
+
+def test_train_data_that_is_missing_corrupt_or_empty(command, tmp_path, model):
+    data = tmp_path / "sft.jsonl"
+    options = ["--model", model, "--data", data, "--out", tmp_path / "model"]
+    refused(command("train.py", *options), "no such data file")
+    data.write_text("")
+    refused(command("train.py", *options), "no examples")
+    data.write_text('{"instruction": "a", "response": "b"}\n{"instruction": "a"}\n')
+    refused(command("train.py", *options), f"{data}:2:")
+    assert not (tmp_path / "model").exists()
+
+
+def test_missing_benchmark_file(command, tmp_path, model):
+    where = {"HUMANEVAL_OVERRIDE_PATH": str(tmp_path / "missing.jsonl")}
+    refused(command("eval.py", "--model", model, "--benchmark", "humaneval", "--out", tmp_path / "eval", env=where), "missing.jsonl")
+    (tmp_path / "missing.jsonl").write_text('{"task_id": "HumanEval/0"}\n')
+    refused(command("eval.py", "--model", model, "--benchmark", "humaneval", "--out", tmp_path / "eval", env=where), "missing.jsonl")
+
+
+@needs_offline
+def test_no_network(command, tmp_path, model):
+    fresh = {"XDG_CACHE_HOME": str(tmp_path), "HF_HOME": str(tmp_path), "HUMANEVAL_OVERRIDE_PATH": "", "MBPP_OVERRIDE_PATH": ""}
+    offline = {"prefix": OFFLINE, "env": fresh}
+    refused(command("eval.py", "--model", model, "--benchmark", "mbpp", "--out", tmp_path / "eval", **offline), "MBPP_OVERRIDE_PATH")
+    refused(command("eval.py", "--model", "owner/name", "--benchmark", "mbpp", "--out", tmp_path / "eval", **offline))
+    refused(command("selfcodealign.py", "run", "--model", model, "--source", "owner/name", "--out", tmp_path / "run", **offline), "owner/name")
+    assert not (tmp_path / "run").exists()
+    alone = command("selfcodealign.py", "seeds", "--model", model, "--limit", 3, "--out", tmp_path / "run", **offline)
+    assert alone.returncode == 0 and "mbpp+ NOT SEARCHED" in alone.stdout, alone.stderr
+    data = tmp_path / "sft.jsonl"
+    data.write_text('{"instruction": "a", "response": "b"}\n')
+    refused(command("train.py", "--model", "owner/name", "--data", data, "--out", tmp_path / "model", **offline), "owner/name")
+
+
+def test_not_a_run_folder_and_no_result(command, tmp_path, model):
+    (tmp_path / "notes.txt").write_text("mine")
+    refused(command("selfcodealign.py", "run", "--model", model, "--out", tmp_path), "not a run folder")
+    refused(command("selfcodealign.py", "concepts", "--out", tmp_path / "none"), "not a run folder")
+    refused(command("selfcodealign.py", "trace", tmp_path / "none", "abc"), "no such run folder")
+    refused(command("eval.py", "--compare", tmp_path, tmp_path), "no result")
+    refused(command("eval.py", "--benchmark", "mbpp"), "--out")
+
+
+def test_results_of_different_tasks_are_not_compared(command, tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        tasks = {f"{name}/0": {"base": True, "plus": True}}
+        (tmp_path / name / "result.json").write_text(json.dumps({"benchmark": "mbpp", "tasks": tasks}))
+    refused(command("eval.py", "--compare", tmp_path / "a", tmp_path / "b"), "not scored on the same tasks")

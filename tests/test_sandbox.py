@@ -1,0 +1,275 @@
+"""The sandbox: verdicts, containment, robustness. `SLOW=1 pytest tests/test_sandbox.py` adds the long runs.
+
+HUMANEVAL_OVERRIDE_PATH: HumanEval+ as JSON Lines (.gz), for the slow test on canonical solutions.
+"""
+
+import collections
+import concurrent.futures
+import gzip
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+SANDBOX = os.path.join(os.path.dirname(HERE), "sandbox.py")
+sys.path[:0] = [os.path.dirname(HERE), HERE]
+import sandbox_battery
+from sandbox import Sandbox, SandboxError
+
+slow = pytest.mark.skipif(not os.environ.get("SLOW"), reason="set SLOW=1")
+ISOLATE = ["unshare", *(["--user", "--map-current-user"] if os.geteuid() else []), "--pid", "--fork", "--kill-child", "--mount-proc"]
+
+
+def isolated(*arguments, **options):
+    """Run Python in its own PID namespace, out of which no attack can signal; without one the attacks are not run at all."""
+    if subprocess.run([*ISOLATE, "true"], capture_output=True).returncode:
+        pytest.skip("no PID namespace here (usual in a container): nothing would stop a program that gets out from ending every process")
+    return subprocess.run([*ISOLATE, sys.executable, *arguments], capture_output=True, text=True, **options)
+
+
+def command_line(*arguments, **options):
+    return subprocess.run([sys.executable, SANDBOX, *map(str, arguments)], capture_output=True, text=True, **options)
+
+
+@pytest.fixture(scope="module")
+def box():
+    with Sandbox(timeout=5) as box:
+        yield box
+
+
+@pytest.fixture
+def busy_cores():
+    spinning = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2 * len(os.sched_getaffinity(0)))]
+    yield
+    for process in spinning:
+        process.kill()
+        process.wait()
+
+
+def write_programs(path, programs):
+    path.write_text("".join(json.dumps({"id": f"p{i}", "code": code}) + "\n" for i, code in enumerate(programs)))
+    return path
+
+
+def descendants_of(process):
+    found = []
+    for task in os.listdir(f"/proc/{process}/task"):
+        with open(f"/proc/{process}/task/{task}/children") as file:
+            for child in file.read().split():
+                found += [int(child), *descendants_of(int(child))]
+    return found
+
+
+# Verdicts and containment.
+
+
+@pytest.mark.parametrize("without", ["", "namespaces"])
+def test_battery(without):
+    if without and os.geteuid() == 0:
+        try:
+            Sandbox(workers=1, without=[without]).close()
+        except SandboxError as problem:
+            pytest.skip(str(problem))
+    run = isolated(sandbox_battery.__file__, "--without", without, "--loaded", timeout=600)
+    assert run.returncode == 0, run.stderr
+    report = json.loads(run.stdout)
+    assert report["wrong"] == [] and report["programs"] > 150
+
+
+def test_idle_battery_ends_in_time(box):
+    started = time.monotonic()
+    assert box.run("import time\ntime.sleep(100)").outcome == "timeout"
+    assert time.monotonic() - started < 5 + 2
+
+
+def test_work_of_3_seconds_passes_on_busy_cores(busy_cores):
+    with Sandbox(timeout=4) as box:
+        results = [result for _, result in box.map((i, sandbox_battery.SLOW_LEGITIMATE["3 s of work"]) for i in range(len(box.workers)))]
+    assert {result.outcome for result in results} == {"passed"}
+    assert max(result.seconds for result in results) > 4, "the cores were not busy: this test has shown nothing"
+
+
+def test_details(box):
+    assert box.run("assert 1 == 2, 'no'").detail == "AssertionError: no"
+    assert len(box.run("raise ValueError('x' * 10 ** 6)").detail) <= 300
+    assert box.run("import os\nos.kill(os.getpid(), 11)").detail == "SIGSEGV"
+    assert box.run("x = bytearray(300 << 20)").peak_mb > 300
+
+
+def test_says_what_is_not_active():
+    with Sandbox(workers=1, without=["namespaces", "user", "landlock", "seccomp"]) as box:
+        inactive = {name for name, line in box.protection.items() if line.startswith("NOT ACTIVE")}
+        assert inactive >= {"files", "network", "system calls"} and box.run("pass").outcome == "passed"
+
+
+def test_refuses_to_run_unconfined_as_root():
+    as_root = ["unshare", "--user", "--map-root-user"]  # a root that has no other user id to give to the programs
+    if subprocess.run([*as_root, "true"], capture_output=True).returncode:
+        pytest.skip("no user namespaces here")
+    code = f"import sys\nsys.path.insert(0, {os.path.dirname(SANDBOX)!r})\nimport sandbox\nsandbox.Sandbox(without=['namespaces'])"
+    run = subprocess.run([*as_root, sys.executable, "-c", code], capture_output=True, text=True)
+    assert "SandboxError: refused: as root" in run.stderr
+
+
+# Robustness.
+
+
+def test_lost_worker_is_replaced_and_its_program_run_again(box):
+    victims = [worker.process.pid for worker in box.workers]
+    pairs = [(i, "import time\ntime.sleep(0.5)") for i in range(8)]
+    results = box.map(pairs)
+    first = next(results)
+    for victim in victims:
+        os.kill(victim, signal.SIGKILL)
+    assert {result.outcome for _, result in [first, *results]} == {"passed"}
+
+
+def test_map_is_lazy_and_streams(box):
+    taken = []
+    endless = (taken.append(i) or (i, "pass") for i in iter(int, 1))
+    for count, (_, result) in enumerate(box.map(endless), 1):
+        assert result.outcome == "passed" and len(taken) <= count + 2 * len(box.workers)
+        if count == 20:
+            break
+    assert box.run("pass").outcome == "passed"
+
+
+def test_many_threads_may_run(box):
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        results = list(pool.map(box.run, [f"assert {i} % 2" for i in range(20)]))
+    assert [result.outcome for result in results] == ["failed", "passed"] * 10
+
+
+def test_command_line_keeps_order(tmp_path):
+    programs = ["import time\ntime.sleep(1)", "assert False", "pass", "import sys\nsys.exit()"] + ["pass"] * 20
+    out = tmp_path / "results.jsonl"
+    run = command_line(write_programs(tmp_path / "programs.jsonl", programs), "--out", out)
+    assert run.returncode == 0, run.stderr
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["id"] for row in rows] == [f"p{i}" for i in range(24)]
+    assert [row["outcome"] for row in rows[:4]] == ["passed", "failed", "passed", "exited"]
+    assert set(rows[0]) == {"id", "outcome", "detail", "seconds", "peak_mb"}
+
+
+def test_check():
+    run = command_line("--check")
+    assert run.returncode == 0 and "12 of 12" in run.stdout, run.stdout + run.stderr
+
+
+@pytest.mark.parametrize("line", ["not json", '{"id": 1}', "[1]", '{"id": 1, "code": 2}', "\udcff"])
+def test_bad_line_is_named_and_finished_results_stay(tmp_path, line):
+    path, out = write_programs(tmp_path / "programs.jsonl", ["pass"] * 5), tmp_path / "results.jsonl"
+    path.write_bytes(path.read_bytes() + os.fsencode(line) + b"\n")
+    run = command_line(path, "--out", out)
+    assert run.returncode == 2 and f"{path}, line 6" in run.stderr and "Traceback" not in run.stderr
+    assert len(out.read_text().splitlines()) == 5
+
+
+@pytest.mark.parametrize("arguments", [["missing.jsonl", "--out", "x"], ["p", "--out", "/nowhere/x"], ["p", "--out", "x", "--timeout", "0"], ["p"],
+                                       ["p", "--out", "x", "--workers", "0"], ["p", "--out", "x", "--memory-mb", "1"], ["p", "--out", "p"],
+                                       ["p", "--out", "x", "--timeout", "soon"], ["p", "--out", "x", "--timeout", "nan"]])
+def test_bad_settings_give_one_line(tmp_path, arguments):
+    write_programs(tmp_path / "p", ["pass"])
+    run = command_line(*arguments, cwd=tmp_path)
+    assert run.returncode == 2 and len(run.stderr.strip().splitlines()) == 1 and 'Traceback' not in run.stderr, run.stderr
+    assert (tmp_path / "p").read_text()
+
+
+def test_full_disk_gives_one_line(tmp_path):
+    run = command_line(write_programs(tmp_path / "p", ["pass"] * 10), "--out", "/dev/full")
+    assert run.returncode == 2 and "No space left" in run.stderr and "Traceback" not in run.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_interrupt_leaves_nothing(tmp_path, number):
+    marker = f"sleep-{os.getpid()}-{number}"
+    programs = write_programs(tmp_path / "p", [f"import subprocess\nsubprocess.run(['sh', '-c', 'sleep 1000 # {marker}; true'])"] * 10)
+    run = subprocess.Popen([sys.executable, SANDBOX, programs, "--out", tmp_path / "r"], stderr=subprocess.PIPE, env={**os.environ, "TMPDIR": str(tmp_path)})
+    wait_for(lambda: marker in all_command_lines())
+    run.send_signal(number)
+    assert run.wait(20) == (130 if number == signal.SIGINT else -number)
+    wait_for(lambda: marker not in all_command_lines())
+    wait_for(lambda: not list(tmp_path.glob("sandbox-*")))
+
+
+def all_command_lines():
+    lines = []
+    for name in os.listdir("/proc"):
+        try:
+            with open(f"/proc/{name}/cmdline") as file:
+                lines.append(file.read())
+        except OSError:
+            pass  # not a process, or ended meanwhile
+    return "\n".join(lines)
+
+
+def wait_for(condition, seconds=20):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.05)
+
+
+# Long runs.
+
+MIXED = [("passed", "assert {0} + 1 == {1}"), ("failed", "assert {0} == {1}"), ("exited", "import sys\nsys.exit({0} % 2)"),
+         ("failed", "raise ValueError({0})"), ("passed", "open('f', 'w').write('{0}')\nassert open('f').read() == '{0}'"),
+         ("crashed", "import os\nos.abort() # {0}"), ("memory", "x = bytes(1 << 42) # {0}"), ("passed", "def f(n): return n and n + f(n - 1)\nassert f({0} % 300) >= 0"),
+         ("exited", "import os\nos._exit(0) # {0}"), ("failed", "def broken(: # {0}")]
+
+
+@slow
+def test_20000_mixed_programs_twice():
+    def verdicts():
+        with Sandbox() as box:
+            return {i: result.outcome for i, result in box.map((i, MIXED[i % 10][1].format(i, i + 1)) for i in range(20000))}
+
+    first = verdicts()
+    assert first == {i: MIXED[i % 10][0] for i in range(20000)}
+    assert verdicts() == first
+
+
+@slow
+def test_memory_is_flat_over_100000_programs():
+    def resident():
+        kilobytes = 0
+        for process in [os.getpid(), *descendants_of(os.getpid())]:
+            with open(f"/proc/{process}/status") as file:
+                found = re.search(r"VmRSS:\s+(\d+)", file.read())
+            kilobytes += int(found[1]) if found else 0  # none: it has just ended
+        return kilobytes / 1024
+
+    with Sandbox() as box:
+        sizes = []
+        for i, (_, result) in enumerate(box.map((i, f"assert {i} >= 0") for i in range(100_000))):
+            assert result.outcome == "passed"
+            if i % 10_000 == 5_000:
+                sizes.append(resident())
+    print("resident MB of caller and workers:", [round(size) for size in sizes])
+    assert max(sizes) - sizes[0] < 8
+
+
+@slow
+@pytest.mark.skipif(not os.path.exists(os.environ.get("HUMANEVAL_OVERRIDE_PATH", "")), reason="HUMANEVAL_OVERRIDE_PATH names no file")
+def test_humaneval_canonical_solutions():
+    path = os.environ["HUMANEVAL_OVERRIDE_PATH"]
+    with (gzip.open if path.endswith(".gz") else open)(path, "rt") as file:
+        problems = [json.loads(line) for line in file]
+    outcomes = {"right": collections.Counter(), "wrong": collections.Counter()}
+    programs = []
+    for problem in problems:
+        test = f"\n{problem['test']}\ncheck({problem['entry_point']})\n"
+        right = problem["prompt"] + problem["canonical_solution"]
+        wrong = right + f"\ndef {problem['entry_point']}(*arguments):\n    return 'a wrong constant'\n"
+        programs += [(("right", problem["task_id"]), right + test), (("wrong", problem["task_id"]), wrong + test)]
+    with Sandbox(timeout=60) as box:
+        for (kind, task), result in box.map(programs):
+            outcomes[kind][result.outcome] += 1
+            assert result.outcome == ("passed" if kind == "right" else "failed"), (kind, task, result)
+    print(outcomes)

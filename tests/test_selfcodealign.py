@@ -1,0 +1,197 @@
+"""The method's pure pieces, and the whole pipeline with the real engine: killed anywhere, it ends as if it never had been."""
+
+import argparse
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import selfcodealign
+from conftest import ROOT
+from rows import read_rows, row_id
+from selfcodealign import Filters, NearDuplicates, Run, draw_deck, program, split_response
+
+TICKS = "```"
+
+
+def sample(response="def f(x):\n    return x", tests="assert f(1) == 1", boundary="</response>\n\n<tests>"):
+    return f"Because.\n{TICKS}python\n{response}\n{TICKS}\n{boundary}\n{TICKS}python\n{tests}\n{TICKS}\n"
+
+
+@pytest.mark.parametrize(
+    "text, reason",
+    [
+        (sample(), None),
+        (sample(boundary="<tests>"), "no_response_tests_boundary"),
+        (sample() + "</response>\n<tests>\n", "no_response_tests_boundary"),
+        (sample().replace(f"{TICKS}python\ndef", "def", 1), "no_code_block"),
+        (sample(tests="def test():\n    assert f(1) == 1"), "tests_assert_nothing"),
+        (sample(tests="print(f(1))"), "tests_assert_nothing"),
+        (sample(tests="assert f(1) =="), "syntax_error"),
+        (sample(response="def f(x):"), "syntax_error"),
+        (sample(response="def f(x):\n    # TODO: your code here\n    return x"), "placeholder"),
+    ],
+)
+def test_the_format_filter_gives_the_reason(text, reason):
+    assert split_response(text).get("reject") == reason
+
+
+def test_a_main_block_goes_only_where_the_code_reads_input():
+    block = "if __name__ == '__main__':\n    x = input()\n\n    print(x)\n"
+    code = f"{TICKS}python\ndef f():\n    return 1\n\n{block}y = 2\n{TICKS}"
+    tests = f"{TICKS}python\nassert f() == y - 1\n{TICKS}"
+    assert "__main__" not in program(code, tests) and "y = 2" in program(code, tests)
+    assert "__main__" in program(code.replace("input()", "2"), tests)
+
+
+class NoBenchmark:
+    def contaminated_by(self, text):
+        return "HumanEval/0" if "benchmark text" in text else None
+
+
+def words(seed: int, count: int = 60) -> str:
+    generator = random.Random(seed)
+    return " ".join(f"word{generator.randrange(5000)}" for _ in range(count))
+
+
+def test_each_planted_row_is_rejected_for_its_reason_and_no_clean_one_is():
+    reject_reason = Filters(NoBenchmark())
+
+    def response(number, name=None, prose=None):
+        body = "".join(f"    x += {random.Random(number * 100 + i).randrange(10**6)}\n" for i in range(12))
+        return f"{prose or words(1000 + number)}\n{TICKS}python\ndef {name or f'f{number}'}(x):\n{body}    return x\n{TICKS}"
+
+    for number in range(20):
+        assert reject_reason(words(number), response(number)) is None
+    assert reject_reason(words(0), response(30)) == "same_instruction"
+    assert reject_reason(words(31), "  " + response(0)) == "same_response"
+    assert reject_reason(words(32), response(32, name="f3")) == "same_function_names"
+    assert reject_reason(words(33, 201), response(33)) == "long_instruction"
+    assert reject_reason("benchmark text " + words(34), response(34)) == "benchmark"
+    assert reject_reason(words(4) + " indeed", response(35)) == "near_duplicate_instruction"
+    assert reject_reason(words(36), response(36, prose=words(1005, 400))) is None
+    assert reject_reason(words(37), response(37, prose=words(1005, 399) + " so")) == "near_duplicate_response"
+    same_code = response(6, name="g6").split(TICKS, 1)[1]
+    assert reject_reason(words(38), words(2000, 500) + "\n" + TICKS + same_code) == "near_duplicate_code"
+
+
+def test_near_duplicates_are_those_above_the_threshold():
+    """Five-grams of 400 distinct words: changing every 100th word leaves a Jaccard of 0.9, every 8th one of 0.23."""
+    text = [f"w{i}" for i in range(400)]
+    slightly = [word if i % 100 else "new" for i, word in enumerate(text)]
+    largely = [word if i % 8 else "new" for i, word in enumerate(text)]
+    near = NearDuplicates(0.7)
+    assert near.is_new(" ".join(text)) and not near.is_new(" ".join(slightly)) and near.is_new(" ".join(largely))
+
+
+def test_a_deck_depends_on_seed_stage_and_number_alone():
+    def deck(seed, stage, number):
+        settings = argparse.Namespace(seed=seed, decks=4, concept_shots=8, instruction_shots=8)
+        return [example.name for example in draw_deck(Run(None, {}, settings, None), stage, number)]
+
+    assert deck(0, "concepts", 1) == deck(0, "concepts", 1)
+    assert len({tuple(deck(s, stage, n)) for s in (0, 1) for stage in ("concepts", "instructions") for n in (0, 1)}) == 8
+
+
+# ---------------------------------------------------------------------------------------------------------- the real engine
+
+GENERATION = ("concepts", "instructions", "responses")
+SIZE = ["--limit", "5", "--samples", "2", "--max-tokens", "96", "--decks", "2", "--concept-shots", "2", "--instruction-shots", "2"]
+
+
+def start(out: Path, model: str, source: Path, *options, stage="run") -> subprocess.Popen:
+    command = [sys.executable, ROOT / "selfcodealign.py", stage, "--model", model, "--source", source, "--out", out, *SIZE, *options]
+    return subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+
+
+def finish(process: subprocess.Popen) -> str:
+    output, errors = process.communicate(timeout=600)
+    assert process.returncode == 0, errors[-3000:]
+    return output
+
+
+def identities(out: Path, stage: str) -> list[str]:
+    return [row["id"] for row in read_rows(out / f"{stage}.jsonl")]
+
+
+@pytest.fixture(scope="session")
+def source() -> Path:
+    """Other people's code: the functions of an installed package."""
+    import packaging
+
+    return Path(packaging.__file__).parent
+
+
+@pytest.fixture(scope="session")
+def whole(model, source, tmp_path_factory) -> Path:
+    """A run that nothing disturbed."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    printed = finish(start(out, model, source))
+    assert "executions" in printed and "report: " in printed
+    return out
+
+
+def test_a_run_leaves_every_file_and_its_counts_add_up(whole):
+    counts = json.loads((whole / "funnel.json").read_text())
+    for stage in counts["stages"]:
+        assert stage["in"] == stage["kept"] + sum(stage["rejects"].values()) == len(identities(whole, stage["stage"]))
+    by_stage = {stage["stage"]: stage for stage in counts["stages"]}
+    assert by_stage["seeds"]["kept"] == by_stage["concepts"]["in"] == 5
+    assert by_stage["instructions"]["in"] == by_stage["concepts"]["kept"]
+    assert by_stage["responses"]["in"] == 2 * by_stage["instructions"]["kept"] > 0
+    assert by_stage["executions"]["in"] == by_stage["responses"]["kept"]
+    assert by_stage["selection"]["in"] == by_stage["executions"]["kept"]
+    assert counts["sft"] == by_stage["selection"]["kept"]
+    assert (whole / "report.html").read_text().count("<tr>") > 10
+
+
+def test_killed_in_every_stage_it_goes_on_and_each_row_is_there_once(whole, model, source, tmp_path):
+    out = tmp_path / "killed"
+    for stage in ("seeds", *GENERATION):
+        process = start(out, model, source)
+        path = out / f"{stage}.jsonl"
+        while process.poll() is None and not (path.exists() and path.stat().st_size):
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        with path.open("ab") as file:
+            file.write(b'{"id": "torn')
+    finish(start(out, model, source))
+    for stage in ("seeds", *GENERATION[:1]):
+        assert sorted(identities(out, stage)) == sorted(identities(whole, stage))
+    for stage, parent, samples in [("instructions", "concepts", 1), ("responses", "instructions", 2)]:
+        kept = [row["id"] for row in read_rows(out / f"{parent}.jsonl") if "reject" not in row]
+        assert sorted(identities(out, stage)) == sorted(row_id(stage, identity, n) for identity in kept for n in range(samples))
+    assert len(identities(out, "executions")) == len([row for row in read_rows(out / "responses.jsonl") if "reject" not in row])
+
+
+def test_a_larger_limit_adds_to_the_rows_there_are(whole, model, source, tmp_path):
+    out = tmp_path / "grown"
+    for limit in ("2", "5"):
+        finish(start(out, model, source, "--limit", limit, stage="seeds"))
+    assert identities(out, "seeds") == identities(whole, "seeds")
+
+
+def test_a_changed_setting_is_refused_by_name(whole, command):
+    changed = command("selfcodealign.py", "run", "--out", whole, "--samples", 3)
+    assert changed.returncode == 2 and changed.stderr.count("\n") == 1 and "samples = 2, not 3" in changed.stderr
+
+
+def test_a_seeded_request_gives_the_same_text_alone_and_among_others(model):
+    """Sampling seeds belong to the item. Run in a process of its own, which ends with its engine."""
+    code = f"""
+import selfcodealign as s
+engine = s.start_engine({model!r}, 512)
+prompt = engine.get_tokenizer()("def add(a, b):\\n").input_ids
+request = lambda n: s.Request(str(n), prompt, 16, 0.7, n, [], {{}})
+together = {{request.id: completion.text for request, completion in s.stream(engine, map(request, range(12)), window=5)}}
+alone = {{request.id: completion.text for n in range(12) for request, completion in s.stream(engine, [request(n)])}}
+assert together.keys() == alone.keys() and len(set(alone.values())) > 6, alone
+assert sum(together[key] == alone[key] for key in alone) >= 10, (together, alone)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=300)
