@@ -56,6 +56,8 @@ SETTINGS = {  # name: (the paper's value where it has one, what it is)
     "concept_shots": (8, "few-shot examples of the step seed -> concepts"),
     "instruction_shots": (8, "few-shot examples of the step concepts -> instruction"),
     "response_shots": (1, "few-shot examples of the step instruction -> response"),
+    "categories": ("function,function,class,program", "what a task's category is drawn from"),
+    "difficulties": ("easy,medium,hard", "what its difficulty is drawn from; the few-shot examples are of these, too"),
     "decks": (16, "fixed few-shot draws per step, each prefilled once; 0 draws anew for each prompt, as the paper"),
     "timeout": (10.0, "seconds a program may run"),
     "memory_mb": (4096, "megabytes a program may use"),
@@ -64,7 +66,7 @@ ADJUSTABLE = {  # may change from one start to the next, since no row depends on
     "limit": (None, "stop at this many kept seeds"),
     "workers": (None, "programs run at a time (default: one per core)"),
 }
-CATEGORIES = ("function", "function", "class", "program")  # 2 : 1 : 1
+CATEGORIES = ("function", "class", "program")
 DIFFICULTIES = ("easy", "medium", "hard")
 PROMPTS = Path(__file__).parent / "prompts"
 
@@ -102,7 +104,13 @@ class Run:
 
     @functools.cached_property
     def examples(self) -> list["Example"]:
-        return load_examples(PROMPTS / "examples")
+        """The few-shot examples of the wanted categories and difficulties."""
+        categories, difficulties = self.settings.categories.split(","), self.settings.difficulties.split(",")
+        return [
+            example
+            for example in load_examples(PROMPTS / "examples")
+            if example.properties["category"] in categories and example.properties["difficulty"] in difficulties
+        ]
 
 
 def open_run(folder: Path, given: dict) -> Run:
@@ -126,6 +134,9 @@ def open_run(folder: Path, given: dict) -> Run:
         config = {key: default for key, (default, _) in (SETTINGS | ADJUSTABLE).items()} | given
         if config["model"] is None:
             raise BadInput("a new run needs --model: a checkpoint folder or a hub id")
+        for key, known in (("categories", CATEGORIES), ("difficulties", DIFFICULTIES)):
+            if unknown := set(config[key].split(",")) - set(known):
+                raise BadInput(f"--{key} takes {', '.join(known)}, not {', '.join(sorted(unknown))!r}")
         check_model(config["model"])
         next(seeds.read_sources(config["source"]), None)  # a source that cannot be read leaves no run folder behind
         config |= {
@@ -346,7 +357,7 @@ def draw_deck(run: Run, stage: str, deck: int | str) -> list[Example]:
     """The few-shot examples of a deck, in their order."""
     shots = getattr(run.settings, f"{stage.removesuffix('s')}_shots")
     if shots > len(run.examples):
-        raise BadInput(f"{shots} few-shot examples wanted, {len(run.examples)} are in {PROMPTS / 'examples'}")
+        raise BadInput(f"{shots} few-shot examples wanted, but {PROMPTS / 'examples'} has {len(run.examples)} of the wanted categories and difficulties")
     return random.Random(draw(run.settings.seed, stage, "shots", deck)).sample(run.examples, shots)
 
 
@@ -446,14 +457,19 @@ def name_concepts(run: Run):
     generate(run, "concepts", "seeds", lambda seed, deck: (concepts_prompt(deck, seed), {}), parse, stop=["\n"])
 
 
+def draw_one(choices: str, *parts) -> str:
+    options = choices.split(",")
+    return options[draw(*parts) % len(options)]
+
+
 def invent_instructions(run: Run):
     """Paper 2.2, C->I: one task per list of concepts, its category and difficulty drawn."""
 
     def build(concepts: dict, deck: list[Example]) -> tuple[str, dict]:
         properties = {
-            "category": CATEGORIES[draw(run.settings.seed, "category", concepts["id"]) % len(CATEGORIES)],
+            "category": draw_one(run.settings.categories, run.settings.seed, "category", concepts["id"]),
             "language": "Python",
-            "difficulty": DIFFICULTIES[draw(run.settings.seed, "difficulty", concepts["id"]) % len(DIFFICULTIES)],
+            "difficulty": draw_one(run.settings.difficulties, run.settings.seed, "difficulty", concepts["id"]),
             "concepts": ", ".join(concepts["concepts"]),
         }
         return instruction_prompt(deck, properties), {key: properties[key] for key in ("category", "difficulty")}
@@ -714,7 +730,7 @@ def parse_arguments() -> argparse.Namespace:
         command.add_argument("--out", type=Path, required=True, help="the run folder")
         for key, (default, meaning) in (SETTINGS | ADJUSTABLE).items():
             may_be_zero = key in ("seed", "decks", "temperature")
-            kind = str if key in ("model", "source") else float if isinstance(default, float) else int
+            kind = str if key == "model" else int if default is None else type(default)
             command.add_argument(
                 f"--{key.replace('_', '-')}", metavar=kind.__name__.upper(), help=f"{meaning} (default: {default})",
                 type=kind if kind is str or may_be_zero else positive(kind),

@@ -252,7 +252,7 @@ def test_memory_is_flat_over_100000_programs():
             if i % 10_000 == 5_000:
                 sizes.append(resident())
     print("resident MB of caller and workers:", [round(size) for size in sizes])
-    assert max(sizes) - sizes[0] < 8
+    assert min(sizes[5:]) - min(sizes[:5]) < 4  # the smallest: in some readings a program is just running
 
 
 @slow

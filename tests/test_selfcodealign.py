@@ -91,7 +91,9 @@ def test_near_duplicates_are_those_above_the_threshold():
 
 def test_a_deck_depends_on_seed_stage_and_number_alone():
     def deck(seed, stage, number):
-        settings = argparse.Namespace(seed=seed, decks=4, concept_shots=8, instruction_shots=8)
+        settings = argparse.Namespace(
+            seed=seed, decks=4, concept_shots=8, instruction_shots=8, categories="function,class,program", difficulties="easy,medium,hard"
+        )
         return [example.name for example in draw_deck(Run(None, {}, settings, None), stage, number)]
 
     assert deck(0, "concepts", 1) == deck(0, "concepts", 1)
