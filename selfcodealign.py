@@ -117,9 +117,10 @@ def open_run(folder: Path, given: dict) -> Run:
     """Start a run folder, or go on with it: what is not given is as recorded, what is given must be as recorded. Raises BadInput."""
     prompts = digest(*(path.read_text() for path in sorted(PROMPTS.rglob("*.md"))))
     config_file = folder / "config.json"
+    defaults = {key: default for key, (default, _) in (SETTINGS | ADJUSTABLE).items()}
     if config_file.exists():
         try:
-            config = json.loads(config_file.read_text())
+            config = defaults | json.loads(config_file.read_text())
         except ValueError as error:
             raise BadInput(f"{config_file}: {error}") from None
         for key in SETTINGS.keys() & given.keys():
@@ -131,7 +132,7 @@ def open_run(folder: Path, given: dict) -> Run:
     else:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise BadInput(f"{folder} exists and is not a run folder: take another --out")
-        config = {key: default for key, (default, _) in (SETTINGS | ADJUSTABLE).items()} | given
+        config = defaults | given
         if config["model"] is None:
             raise BadInput("a new run needs --model: a checkpoint folder or a hub id")
         for key, known in (("categories", CATEGORIES), ("difficulties", DIFFICULTIES)):
