@@ -41,7 +41,7 @@ import report
 import seeds
 from decontamination import Decontaminator
 from rows import Appender, BadInput, digest, draw, read_rows, row_id, write_atomically
-from sandbox import Sandbox
+from sandbox import Sandbox, SandboxError
 
 # --------------------------------------------------------------------------------------------------------------- settings
 
@@ -316,7 +316,8 @@ def start_engine(model: str, context: int):
             "max_num_batched_tokens": context,
             "max_num_seqs": 160,
         }
-    return LLM(model=model, dtype="bfloat16", max_model_len=context, generation_config="vllm", disable_log_stats=True, **options)
+    quiet = {"disable_log_stats": True, "use_tqdm_on_load": False}
+    return LLM(model=model, dtype="bfloat16", max_model_len=context, generation_config="vllm", **quiet, **options)
 
 
 def stream(engine, requests: Iterable[Request], window: int = 2048) -> Iterator[tuple[Request, Completion]]:
@@ -539,6 +540,7 @@ def select(run: Run):
                 "instruction": task["instruction"],
                 "response": row["response"],
                 "tests": row["tests"],
+                "program": program(row["response"], row["tests"]),  # both as the sandbox ran them
                 "category": task["category"],
                 "difficulty": task["difficulty"],
                 "concepts": concepts[task["concepts_id"]]["concepts"],
@@ -752,7 +754,7 @@ def main():
             raise BadInput(f"{arguments.out} is not a run folder: start with `run` or `seeds`")
         run = open_run(arguments.out, given)
         run_stages(run, {"run": list(STAGES), "report": []}.get(arguments.command, [arguments.command]))
-    except BadInput as error:
+    except (BadInput, SandboxError) as error:
         print(f"selfcodealign.py: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

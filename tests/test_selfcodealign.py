@@ -149,6 +149,8 @@ def test_a_run_leaves_every_file_and_its_counts_add_up(whole):
     assert by_stage["executions"]["in"] == by_stage["responses"]["kept"]
     assert by_stage["selection"]["in"] == by_stage["executions"]["kept"]
     assert counts["sft"] == by_stage["selection"]["kept"]
+    for row in read_rows(whole / "sft.jsonl"):
+        subprocess.run([sys.executable, "-c", row["program"]], check=True, timeout=60)
     assert (whole / "report.html").read_text().count("<tr>") > 10
 
 
