@@ -299,7 +299,7 @@ def start_engine(model: str, context: int):
     else:
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # 4 s to start instead of 17, and no slower
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "3")  # GiB
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads that spin lose a quarter less here, but all where another program runs
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin stand still when another program takes a core
     from transformers import AutoConfig
     from vllm import LLM
 
