@@ -192,9 +192,9 @@ def test_a_seeded_request_gives_the_same_text_alone_and_among_others(model):
 import selfcodealign as s
 engine = s.start_engine({model!r}, 512)
 prompt = engine.get_tokenizer()("def add(a, b):\\n").input_ids
-request = lambda n: s.Request(str(n), prompt, 16, 0.7, n, [], {{}})
-together = {{request.id: completion.text for request, completion in s.stream(engine, map(request, range(12)), window=5)}}
-alone = {{request.id: completion.text for n in range(12) for request, completion in s.stream(engine, [request(n)])}}
+ask = lambda n: s.Request(str(n), prompt, 16, 0.7, n, [], {{}})
+together = {{request.id: completion.text for request, completion in s.stream(engine, map(ask, range(12)), window=5)}}
+alone = {{request.id: completion.text for n in range(12) for request, completion in s.stream(engine, [ask(n)])}}
 assert together.keys() == alone.keys() and len(set(alone.values())) > 6, alone
 assert sum(together[key] == alone[key] for key in alone) >= 10, (together, alone)
 """
