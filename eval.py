@@ -30,7 +30,7 @@ from scipy.stats import binomtest
 
 import selfcodealign
 from decontamination import load_benchmark
-from rows import BadInput, write_atomically
+from rows import BadInput, digest, write_atomically
 
 MIN_TIME_LIMIT = 4.0  # seconds per test input; at EvalPlus's 1.0 a right answer fails on a loaded machine
 
@@ -148,12 +148,23 @@ def summary(verdicts: dict[str, dict[str, bool]], suite: str) -> dict:
     return {"k": k, "n": n, "pass@1": k / n, "interval": [interval.low, interval.high]}
 
 
+def fingerprint(path: Path) -> str | None:
+    """What changes when the file, or the checkpoint folder, is another; None for a hub id."""
+    if path.is_file():
+        return digest(path.read_text())
+    if path.is_dir():
+        files = sorted(file for file in path.iterdir() if file.is_file())
+        return digest(*((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files))
+    return None
+
+
 def evaluate(arguments):
     out, benchmark = arguments.out, arguments.benchmark
     settings = {
         "benchmark": benchmark,
         "model": arguments.model,
         "samples_file": arguments.samples and str(arguments.samples),
+        "fingerprint": fingerprint(arguments.samples or Path(arguments.model)),
         "prompt": arguments.prompt if arguments.model else None,
         "max_tokens": arguments.max_tokens,
         "limit": arguments.limit,
@@ -163,7 +174,7 @@ def evaluate(arguments):
     if (out / "result.json").exists():
         recorded = json.loads((out / "result.json").read_text())
         if changed := [key for key in settings if recorded.get(key) != settings[key]]:
-            raise BadInput(f"{out} holds a result with another {', '.join(changed)}: take another --out")
+            raise BadInput(f"{out} holds the result of another {', '.join(changed)}: take another --out")
         return report(recorded, out)
     if arguments.model:
         selfcodealign.check_model(arguments.model)

@@ -13,6 +13,7 @@ Differs from the paper: epochs, which it does not state for its main model (timi
 """
 
 import argparse
+import hashlib
 import json
 import math
 import os
@@ -128,7 +129,9 @@ def load(arguments):
 
 
 def train(arguments):
+    pairs = read_pairs(arguments.data)
     settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()}
+    settings["data_sha256"] = hashlib.sha256(arguments.data.read_bytes()).hexdigest()
     record = arguments.out / "train.json"
     if record.exists():
         recorded = json.loads(record.read_text())
@@ -138,7 +141,6 @@ def train(arguments):
         return
     if arguments.out.exists():
         raise BadInput(f"{arguments.out} exists and was not made by train.py: take another --out")
-    pairs = read_pairs(arguments.data)
 
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # one line of ours instead of its retries
     import torch

@@ -41,6 +41,11 @@ def test_reference_solutions_pass_and_wrong_ones_do_not(benchmark, tmp_path, com
     assert result["tasks"] == {task_id: {"base": task_id not in wrong, "plus": task_id not in wrong} for task_id in chosen}
     assert result["plus"]["k"] == 12 and result["plus"]["n"] == 16 and result["dataset_md5"] == file_hash
 
+    again = ["--samples", samples, "--benchmark", benchmark, "--out", tmp_path / "result", "--limit", len(chosen)]
+    assert "12 of 16" in command("eval.py", *again).stdout
+    samples.write_text(samples.read_text() + "\n")
+    assert "another fingerprint" in command("eval.py", *again).stderr  # never an old result for new samples
+
     itself = command("eval.py", "--compare", tmp_path / "result", tmp_path / "result")
     assert itself.returncode == 0 and "fixed 0, broken 0, exact McNemar p = 1" in itself.stdout
 

@@ -78,6 +78,8 @@ def test_a_fine_tune_learns_and_leaves_a_model_that_loads(model, tmp_path, comma
     losses = [json.loads(line)["loss"] for line in (out / "log.jsonl").read_text().splitlines()]
     assert len(losses) == 6 and losses[-1] < 0.5 * losses[0]
     assert "trained already" in command("train.py", *options).stdout
+    data.write_text(data.read_text() * 2)
+    assert "another data_sha256" in command("train.py", *options).stderr  # never an old model for new data
 
     loaded, tokenizer = AutoModelForCausalLM.from_pretrained(out), AutoTokenizer.from_pretrained(out)
     assert tokenizer.chat_template == train.CHAT_TEMPLATE.read_text() and loaded.dtype == torch.bfloat16
