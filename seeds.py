@@ -10,7 +10,7 @@
     syntax_error  no_docstring  no_arguments  no_return_value  too_long  banned_word  relative_import  undefined_name  banned_import
 
 Differs from the paper: no type checker and no judgement of the docstring by the model yet; a name that neither the function nor its
-file's imports define is refused instead (`undefined_name`), which is what the type checker found most often.
+file's imports define is refused instead (`undefined_name`).
 """
 
 import ast
