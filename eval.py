@@ -28,9 +28,9 @@ from unittest import mock
 
 from scipy.stats import binomtest
 
-import selfcodealign
 from decontamination import load_benchmark
-from rows import BadInput, digest, write_atomically
+from engine import Request, check_model, start_engine, stream
+from rows import BadInput, digest, progress, write_atomically
 
 MIN_TIME_LIMIT = 4.0  # seconds per test input; at EvalPlus's 1.0 a right answer fails on a loaded machine
 
@@ -56,7 +56,7 @@ def generate(model: str, benchmark: str, tasks: dict[str, dict], prompt: str, ma
     from evalplus.provider.utility import EOS, extra_eos_for_direct_completion, make_raw_chat_prompt
     from evalplus.sanitize import sanitize
 
-    engine = selfcodealign.start_engine(model, context=2048)  # EvalPlus's own
+    engine = start_engine(model, context=2048)  # EvalPlus's own
     tokenizer = engine.get_tokenizer()
     if prompt == "auto":
         prompt = "chat" if tokenizer.chat_template else "completion"
@@ -72,9 +72,9 @@ def generate(model: str, benchmark: str, tasks: dict[str, dict], prompt: str, ma
         room = engine.model_config.max_model_len - len(ids)
         if room < 1:
             raise BadInput(f"the prompt of {task_id} does not fit the context of {model}")
-        requests.append(selfcodealign.Request(task_id, ids, min(max_tokens, room), 0.0, None, stop, {}))
+        requests.append(Request(task_id, ids, min(max_tokens, room), 0.0, None, stop, {}))
     samples, tokens, started = {}, 0, time.monotonic()
-    bar = selfcodealign.progress(selfcodealign.stream(engine, requests), total=len(requests), desc=f"generate {benchmark}", unit="task")
+    bar = progress(stream(engine, requests), total=len(requests), desc=f"generate {benchmark}", unit="task")
     for request, completion in bar:
         task, answer = tasks[request.id], completion.text.replace("\t", "    ")
         raw = answer if prompt == "chat" else task["prompt"].strip() + "\n" + answer
@@ -134,7 +134,7 @@ def score(benchmark: str, tasks: dict[str, dict], file_hash: str, samples: list[
             )
             for sample in samples
         ]  # fmt: skip
-        for future in selfcodealign.progress(as_completed(futures), total=len(futures), desc=f"score {benchmark}", unit="task"):
+        for future in progress(as_completed(futures), total=len(futures), desc=f"score {benchmark}", unit="task"):
             checked = future.result()
             base = checked["base"][0] == evalplus.evaluate.PASS
             verdicts[checked["task_id"]] = {"base": base, "plus": base and checked["plus"][0] == evalplus.evaluate.PASS}
@@ -177,7 +177,7 @@ def evaluate(arguments):
             raise BadInput(f"{out} holds the result of another {', '.join(changed)}: take another --out")
         return report(recorded, out)
     if arguments.model:
-        selfcodealign.check_model(arguments.model)
+        check_model(arguments.model)
     tasks, file_hash = load_benchmark(benchmark)
     tasks = dict(list(tasks.items())[: arguments.limit])
     if arguments.samples:

@@ -4,11 +4,16 @@ A row has an `id` that comes from what it is made of, so the same input gives th
 knows from the ids on disk what is left to do. Every random choice of the method is a `draw` from such ids, never from a position.
 """
 
+import functools
 import hashlib
 import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+
+from tqdm import tqdm
+
+progress = functools.partial(tqdm, dynamic_ncols=True, mininterval=1, delay=1)
 
 
 class BadInput(Exception):
