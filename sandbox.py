@@ -39,16 +39,12 @@ import concurrent.futures
 import contextlib
 import ctypes
 import dataclasses
-import errno
-import fcntl
 import gc
 import importlib
 import json
-import math
 import multiprocessing.connection
 import os
 import queue
-import random
 import resource
 import select
 import shutil
@@ -61,21 +57,16 @@ import tempfile
 import time
 import types
 
+from containment import OPEN_FILES, PROGRAM_LAYERS, contain_worker, describe_protection
+
 COMMON_MODULES = """abc array bisect builtins calendar collections copy csv datetime decimal enum fractions hashlib heapq inspect io
 itertools functools operator pprint re statistics string textwrap threading traceback typing uuid""".split()
 OUTCOMES = ("passed", "failed", "exited", "timeout", "memory", "crashed", "error")
 
-FILE_MB = 256  # the largest file, and the size of the private /tmp (it is RAM)
-OPEN_FILES = 256
-PROCESSES = 256  # and threads; set where they are counted alone: under an own user id or, from Linux 5.14, in an own user namespace
-STACK_MB = 64
 DETAIL_CHARACTERS = 300
 TICK_SECONDS = 0.2  # how often a running program's memory and waiting time are read
 LOAD_FACTOR = 4  # a program that waits for a core may take this many times the limit
 START_SECONDS = 60
-
-SYSTEM_FOLDERS = "/usr /bin /sbin /lib /lib32 /lib64 /etc /nix /sys/devices/system/cpu".split()
-DEVICES = "/dev/null /dev/zero /dev/full /dev/random /dev/urandom".split()
 
 
 class SandboxError(Exception):
@@ -92,268 +83,6 @@ class Result:
     detail: str
     seconds: float
     peak_mb: float
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Layers. Each function applies one layer to the calling process and raises OSError where the kernel refuses it.
-
-libc = ctypes.CDLL(None, use_errno=True)
-
-PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 1, 4, 22, 36, 38
-MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND, MS_REC, MS_PRIVATE = 1, 2, 4, 8, 4096, 16384, 1 << 18
-MNT_DETACH, AT_FDCWD, AT_RECURSIVE, MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID = 2, -100, 0x8000, 1, 2
-CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC, CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = (
-    0x20000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 0x40000000)
-NEW_NAMESPACES = CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWPID | CLONE_NEWNET
-# These have the same number on every architecture.
-SYS_MOUNT_SETATTR, SYS_LANDLOCK_CREATE, SYS_LANDLOCK_ADD, SYS_LANDLOCK_RESTRICT = 442, 444, 445, 446
-
-
-def call(function, *arguments):
-    result = function(*arguments)
-    if result == -1:
-        number = ctypes.get_errno()
-        raise OSError(number, f"{function.__name__}: {os.strerror(number)}")
-    return result
-
-
-def prctl(option, value):
-    call(libc.prctl, option, value, 0, 0, 0)
-
-
-def write_text(path, text):
-    with open(path, "w") as file:
-        file.write(text)
-
-
-def kernel_version():
-    return tuple(int(number) for number in os.uname().release.split("-")[0].split(".")[:2])
-
-
-def readable_folders():
-    """What a program may read: the system, and this Python with its packages wherever it is installed."""
-    hops, link = [], sys.executable
-    while os.path.islink(link):  # a virtual environment's python is a chain of links; each hop must exist inside
-        link = os.path.join(os.path.dirname(link), os.readlink(link))
-        hops.append(os.path.dirname(link))
-    wanted = [*SYSTEM_FOLDERS, sys.prefix, sys.exec_prefix, sys.base_prefix, sys.base_exec_prefix, *hops, *sys.path]
-    wanted += [os.path.realpath(path) for path in wanted]
-    folders = []
-    for path in sorted({os.path.abspath(path) for path in wanted if path and os.path.exists(path)}):
-        if not any(path.startswith(folder + "/") for folder in folders):
-            folders.append(path)
-    return folders
-
-
-def enter_namespaces(folders):
-    """Own processes, network, mounts, IPC and host name. The caller goes on as process 1 inside; tells whether it has an own user
-    namespace, in which limits on processes count only its own."""
-    uid, gid = os.geteuid(), os.getegid()
-    own_user_namespace = False
-    try:
-        call(libc.unshare, NEW_NAMESPACES)
-    except PermissionError:  # a plain user needs a user namespace for the others
-        call(libc.unshare, NEW_NAMESPACES | CLONE_NEWUSER)
-        own_user_namespace = True
-        write_text("/proc/self/setgroups", "deny")
-        write_text("/proc/self/uid_map", f"{uid} {uid} 1")
-        write_text("/proc/self/gid_map", f"{gid} {gid} 1")
-    first = os.fork()
-    if first:  # stays outside only to hold process 1
-        os.waitpid(first, 0)
-        os._exit(0)
-    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    enter_private_root(folders)
-    with socket.socket() as any_socket:  # SIOCSIFFLAGS: loopback up, for programs that talk to themselves
-        fcntl.ioctl(any_socket, 0x8914, struct.pack("16sh22x", b"lo", 1))
-    return own_user_namespace
-
-
-def mount(source, target, kind=None, flags=0, options=None):
-    encoded = [text and text.encode() for text in (source, target, kind)]
-    call(libc.mount, *encoded, ctypes.c_ulong(flags), options and options.encode())
-
-
-def make_read_only(path, flags=AT_RECURSIVE):
-    attributes = struct.pack("QQQQ", MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID, 0, 0, 0)
-    call(libc.syscall, SYS_MOUNT_SETATTR, AT_FDCWD, path.encode(), flags, attributes, len(attributes))
-
-
-def enter_private_root(folders):
-    """A root file system of its own: the readable folders and a few devices, read-only, a fresh /proc and a private /tmp."""
-    root = "/proc"  # built over a folder that is there everywhere and holds none of the sources; seen in this namespace only
-    mount(None, "/", None, MS_REC | MS_PRIVATE)
-    mount("tmpfs", root, "tmpfs", MS_NOSUID, "mode=755,size=1m")
-    os.makedirs(root + "/tmp")
-    mount("tmpfs", root + "/tmp", "tmpfs", MS_NOSUID | MS_NODEV, f"mode=1777,size={FILE_MB}m,nr_inodes=20k")
-    for path in folders + DEVICES:
-        if os.path.isdir(path):
-            os.makedirs(root + path, exist_ok=True)
-        else:
-            os.makedirs(os.path.dirname(root + path), exist_ok=True)
-            os.close(os.open(root + path, os.O_CREAT | os.O_RDONLY))
-        mount(path, root + path, None, MS_BIND | MS_REC)
-        make_read_only(root + path)
-    for name in os.listdir(root + "/tmp"):  # a Python that lives under /tmp: shut the folders that lead to it
-        path = f"{root}/tmp/{name}"
-        mount(path, path, None, MS_BIND | MS_REC)
-        make_read_only(path)
-    os.makedirs(root + "/proc")
-    mount("proc", root + "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
-    os.makedirs(root + "/var")
-    for link, target in {"var/tmp": "/tmp", "dev/shm": "/tmp", "dev/fd": "/proc/self/fd", "dev/stdin": "/proc/self/fd/0",
-                         "dev/stdout": "/proc/self/fd/1", "dev/stderr": "/proc/self/fd/2"}.items():
-        os.symlink(target, f"{root}/{link}")
-    os.chdir(root)
-    call(libc.pivot_root, b".", b".")
-    call(libc.umount2, b".", MNT_DETACH)
-    os.chdir("/")
-    make_read_only("/", 0)
-
-
-def limits_for(config):
-    """{kind: (soft, hard)}. Without a count of its own (see PROCESSES) a limit on processes would count all of the user's."""
-    wanted = {
-        resource.RLIMIT_CPU: (math.ceil(config["timeout"]) + 1) * config["cores"],  # a backstop: the clock is watched from outside
-        resource.RLIMIT_AS: config["memory_mb"] << 20,
-        resource.RLIMIT_FSIZE: FILE_MB << 20,
-        resource.RLIMIT_NOFILE: OPEN_FILES,
-        resource.RLIMIT_CORE: 0,
-        resource.RLIMIT_STACK: STACK_MB << 20,
-    }
-    if config["counts_alone"]:
-        wanted[resource.RLIMIT_NPROC] = PROCESSES
-    limits = {}
-    for kind, limit in wanted.items():
-        hard = resource.getrlimit(kind)[1]
-        limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
-        limits[kind] = (limit, hard if kind == resource.RLIMIT_STACK else limit)  # programs with deep recursion raise it themselves
-    return limits
-
-
-def set_limits(config):
-    """rlimits on this process and what it starts."""
-    for kind, limit in config["limits"].items():
-        resource.setrlimit(kind, limit)
-
-
-def drop_user(config):
-    """As root: a user id that owns nothing and that no other process has."""
-    if os.geteuid() != 0:
-        raise PermissionError(f"not root: programs run as user {os.geteuid()}")
-    os.setgroups([])
-    os.setresgid(config["user"], config["user"], config["user"])
-    os.setresuid(config["user"], config["user"], config["user"])
-
-
-def drop_privileges(config):
-    """No capabilities; setuid files give none either (no_new_privs, set in the worker)."""
-    call(libc.capset, NO_CAPABILITIES, bytes(24))
-    prctl(PR_SET_DUMPABLE, 1)  # off in the worker, and after the change of user: a program may read its own /proc/self
-    if not config["process_1"]:
-        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # after the change of user, which clears it
-
-
-NO_CAPABILITIES = struct.pack("Ii", 0x20080522, 0)  # the header that capset wants: version 3, this process
-
-
-def landlock_version():
-    return call(libc.syscall, SYS_LANDLOCK_CREATE, None, ctypes.c_size_t(0), 1)
-
-
-def landlock_rules(folders, scratch):
-    """A ruleset (a descriptor): read the readable folders, write the scratch folder and the devices, no TCP where there is no network
-    namespace is left to seccomp; signals and abstract sockets only inside."""
-    version = landlock_version()
-    rights = (1 << {1: 13, 2: 14, 3: 15, 4: 15}.get(version, 16)) - 1
-    execute, write_file, read_file, read_folder, truncate, device_calls = 1, 2, 4, 8, 1 << 14, 1 << 15
-    scopes = 3 if version >= 6 else 0
-    attributes = struct.pack("QQQ", rights, 0, scopes)[: 24 if scopes else 8]
-    rules = call(libc.syscall, SYS_LANDLOCK_CREATE, attributes, ctypes.c_size_t(len(attributes)), 0)
-    granted = {path: execute | read_file | (read_folder if os.path.isdir(path) else 0) for path in folders + ["/proc"]}
-    granted |= {path: rights & (read_file | write_file | truncate | device_calls) for path in DEVICES}
-    granted |= {path: rights for path in (scratch, "/dev/shm") if os.path.isdir(path)}  # POSIX semaphores are files in /dev/shm
-    for path, allowed in granted.items():
-        handle = os.open(path, os.O_PATH | os.O_CLOEXEC)
-        call(libc.syscall, SYS_LANDLOCK_ADD, rules, 1, struct.pack("=Qi", allowed, handle), 0)
-        os.close(handle)
-    return rules
-
-
-def restrict_files(config):
-    call(libc.syscall, SYS_LANDLOCK_RESTRICT, config["landlock"], 0)
-
-
-# x86-64 system call numbers.
-REFUSED_CALLS = {
-    "ptrace": 101, "process_vm_readv": 310, "process_vm_writev": 311, "pidfd_getfd": 438, "kcmp": 312, "unshare": 272, "setns": 308,
-    "bpf": 321, "perf_event_open": 298, "userfaultfd": 323, "io_uring_setup": 425, "io_uring_enter": 426, "io_uring_register": 427,
-    "add_key": 248, "request_key": 249, "keyctl": 250, "shmget": 29, "semget": 64, "msgget": 68, "mq_open": 240, "ioprio_set": 251,
-}  # from the keys on: they reach past the program's life or process
-CLONE, CLONE3, KILL, SOCKET, SETPRIORITY = 56, 435, 62, 41, 141
-CALLS_ON_A_PROCESS = {"prlimit64": 302, "sched_setaffinity": 203, "sched_setscheduler": 144, "sched_setparam": 142, "sched_setattr": 314}
-LOCAL_SOCKETS, INTERNET_SOCKETS = [1], [1, 2, 10, 16]  # AF_UNIX; and AF_INET, AF_INET6, AF_NETLINK
-BPF_LOAD, BPF_EQUAL, BPF_AT_LEAST, BPF_ANY_BIT, BPF_RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
-ALLOW, KILL_PROCESS, REFUSE, UNKNOWN = 0x7FFF0000, 0x80000000, 0x50000 + errno.EPERM, 0x50000 + errno.ENOSYS
-
-
-def bpf(code, value, if_true=0, if_false=0):
-    return struct.pack("HBBI", code, if_true, if_false, value)
-
-
-def refuse_if(number, argument, test, value):
-    return [bpf(BPF_EQUAL, number, 0, 4), bpf(BPF_LOAD, 16 + 8 * argument), bpf(test, value, 0, 1), bpf(BPF_RETURN, REFUSE), bpf(BPF_LOAD, 0)]
-
-
-def refuse_unless(number, argument, values):
-    tests = [bpf(BPF_EQUAL, value, len(values) - i, 0) for i, value in enumerate(values)]
-    return [bpf(BPF_EQUAL, number, 0, len(values) + 3), bpf(BPF_LOAD, 16 + 8 * argument), *tests, bpf(BPF_RETURN, REFUSE), bpf(BPF_LOAD, 0)]
-
-
-def install_filter(rules):
-    if os.uname().machine != "x86_64":
-        raise OSError(f"the list of calls is for x86-64, this is {os.uname().machine}")
-    steps = [bpf(BPF_LOAD, 4), bpf(BPF_EQUAL, 0xC000003E, 1, 0), bpf(BPF_RETURN, KILL_PROCESS),  # another architecture's numbers
-             bpf(BPF_LOAD, 0), bpf(BPF_AT_LEAST, 0x40000000, 0, 1), bpf(BPF_RETURN, UNKNOWN), *rules, bpf(BPF_RETURN, ALLOW)]
-    code = ctypes.create_string_buffer(b"".join(steps))
-    call(libc.prctl, PR_SET_SECCOMP, 2, struct.pack("HxxxxxxQ", len(steps), ctypes.addressof(code)), 0, 0)
-
-
-def filter_calls(process_1):
-    """Refuse a short list of calls, in the worker and all that it forks; a list of allowed calls would break ordinary programs."""
-    rules = [step for number in REFUSED_CALLS.values() for step in (bpf(BPF_EQUAL, number, 0, 1), bpf(BPF_RETURN, REFUSE))]
-    rules += [bpf(BPF_EQUAL, CLONE3, 0, 1), bpf(BPF_RETURN, UNKNOWN)]  # its flags are out of sight; the C library then uses clone
-    rules += refuse_if(CLONE, 0, BPF_ANY_BIT, NEW_NAMESPACES | CLONE_NEWUSER)
-    if not process_1:
-        rules += refuse_if(KILL, 0, BPF_EQUAL, 0xFFFFFFFF)  # kill(-1)
-    install_filter(rules + refuse_unless(SOCKET, 0, INTERNET_SOCKETS if process_1 else LOCAL_SOCKETS))
-
-
-def keep_off_the_worker(config):
-    """A program with the user id of its worker could change the worker's limits and priority: only its own."""
-    rules = refuse_unless(SETPRIORITY, 0, [0]) + refuse_unless(SETPRIORITY, 1, [0, os.getpid()])
-    for number in CALLS_ON_A_PROCESS.values():
-        rules += refuse_unless(number, 0, [0, os.getpid()])
-    install_filter(rules)
-
-
-PROGRAM_LAYERS = {  # in the order in which a forked program puts them on
-    "limits": set_limits,
-    "user": drop_user,
-    "privileges": drop_privileges,
-    "landlock": restrict_files,
-    "same user": keep_off_the_worker,
-}
-PROPERTIES = {  # property -> the layers that give it, and how
-    "limits": {"limits": "CPU time, address space, file size, open files, processes, no core files (rlimits)"},
-    "processes": {"namespaces": "sees and signals only its own (PID namespace)", "user": "an own user id",
-                  "landlock signals": "signals stay inside (landlock)"},
-    "files": {"namespaces": "an own read-only root with a private /tmp (mount namespace)", "landlock": "an allow-list of folders (landlock)",
-              "user": "an own user id"},
-    "network": {"namespaces": "loopback only (network namespace)", "seccomp": "no foreign socket families (seccomp)"},
-    "privileges": {"privileges": "no capabilities, no new privileges"},
-    "system calls": {"seccomp": "no ptrace, namespaces, bpf, io_uring, keys or System V IPC (seccomp)"},
-}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -592,37 +321,9 @@ def empty_scratch(config):
         subprocess.run(["xargs", "-0", "rm", "-rf", "--"], input=os.fsencode("\0".join(left)), check=True)
 
 
-def spare_user():
-    """A user id that no account has, high where this user namespace has high ones, and random, so that no two workers share it."""
-    with open("/proc/self/uid_map") as file:
-        first, _, count = map(int, file.readline().split())
-    return random.SystemRandom().randrange(*((1 << 30, 1 << 31) if first + count > 1 << 31 else (61184, 65520)))
-
-
-def try_layers(config):
-    """Put the layers on in a process that does nothing else: {layer: why it does not work here}."""
-    reader, writer = os.pipe()
-    process = os.fork()
-    if process == 0:
-        missing = {}
-        for layer in config["layers"]:
-            try:
-                PROGRAM_LAYERS[layer](config)
-            except (OSError, ValueError) as problem:
-                missing[layer] = getattr(problem, "strerror", None) or str(problem)
-        if not os.access(os.__file__, os.R_OK) or not os.access(sys.executable, os.X_OK):
-            missing["user"] = f"another user id cannot reach {sys.executable}"
-        os.write(writer, json.dumps(missing).encode())
-        os._exit(0)
-    os.close(writer)
-    with os.fdopen(reader) as file:
-        missing = json.load(file)
-    os.waitpid(process, 0)
-    return missing
-
-
-def prepare_worker(settings):
-    """All that is done once per worker: (what the programs need to know, {layer: why it is missing})."""
+def serve(settings, descriptor):
+    """A worker's life: contain itself, say what protects, then a program at a time until the caller hangs up."""
+    pipe = multiprocessing.connection.Connection(descriptor)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever the caller ignores
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD, signal.SIGQUIT):
         signal.signal(number, signal.SIG_DFL)
@@ -630,55 +331,16 @@ def prepare_worker(settings):
     os.umask(0o022)
     for name in COMMON_MODULES:
         importlib.import_module(name)
-    missing = dict(settings["without"])
-    write_text("/proc/self/oom_score_adj", "1000")  # when the machine runs out of memory, programs and workers go first
-    folders, own_user_namespace = readable_folders(), False
-    config = dict(settings, cores=len(os.sched_getaffinity(0)), user=spare_user(), process_1=False, landlock=None,
-                  counts_alone=False)
-    config["limits"] = limits_for(config)
-    if "namespaces" not in missing:
-        own_user_namespace = enter_namespaces(folders)
-        config |= {"process_1": True, "scratch": "/tmp"}
-    else:
-        prctl(PR_SET_CHILD_SUBREAPER, 1)
-        config["scratch"] = tempfile.mkdtemp(prefix="sandbox-", dir=settings["folder"])
-    os.environ["HOME"] = os.environ["TMPDIR"] = config["scratch"]
-    config["remaining"], config["mode"] = set(os.listdir(config["scratch"])), os.stat(config["scratch"]).st_mode & 0o7777
     try:
-        config["landlock"] = landlock_rules(folders, config["scratch"])
-        if landlock_version() < 6:
-            missing["landlock signals"] = "landlock is older than version 6"
-    except OSError:
-        missing["landlock signals"] = missing["landlock"] = "this kernel has no landlock"
-    prctl(PR_SET_NO_NEW_PRIVS, 1)
-    prctl(PR_SET_DUMPABLE, 0)  # its memory and descriptors are not for the programs
-    if "seccomp" not in missing:
-        try:
-            filter_calls(config["process_1"])
-        except OSError as problem:
-            missing["seccomp"] = problem.strerror or str(problem)
-    config["layers"] = [layer for layer in PROGRAM_LAYERS if layer not in missing]
-    missing |= try_layers(config)
-    if "user" not in missing or "seccomp" in missing:
-        missing["same user"] = "not needed"
-    config["layers"] = [layer for layer in config["layers"] if layer not in missing]
-    config["counts_alone"] = "user" not in missing or own_user_namespace and kernel_version() >= (5, 14)
-    config["limits"] = limits_for(config)
-    if "user" not in missing and not config["process_1"]:
-        os.chown(config["scratch"], config["user"], config["user"])
-    gc.collect()
-    gc.freeze()
-    return config, missing
-
-
-def serve(settings, descriptor):
-    """A worker's life: prepare, say what protects, then a program at a time until the caller hangs up."""
-    pipe = multiprocessing.connection.Connection(descriptor)
-    try:
-        config, missing = prepare_worker(settings)
+        config, missing = contain_worker(settings)
     except (OSError, ValueError) as problem:
         return pipe.send_bytes(json.dumps({"refused": getattr(problem, "strerror", None) or str(problem)}).encode())
     pipe.send_bytes(json.dumps({"missing": missing, "scratch": None if config["process_1"] else config["scratch"]}).encode())
+    scratch = config["scratch"]
+    os.environ["HOME"] = os.environ["TMPDIR"] = scratch
+    config |= {"remaining": set(os.listdir(scratch)), "mode": os.stat(scratch).st_mode & 0o7777}
+    gc.collect()
+    gc.freeze()
     try:
         while True:
             reply = run_program(config, pipe, json.loads(pipe.recv_bytes()))
@@ -707,7 +369,7 @@ class Worker:
         environment = {"PATH": f"{os.path.dirname(sys.executable)}:/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8", "LC_ALL": "C.UTF-8",
                        "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1", "MALLOC_ARENA_MAX": "2", "OMP_NUM_THREADS": "1",
                        "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-        command = [sys.executable, "-s", "-P", os.path.abspath(__file__), "--worker", json.dumps(self.settings), str(theirs.fileno())]
+        command = [sys.executable, "-s", os.path.abspath(__file__), "--worker", json.dumps(self.settings), str(theirs.fileno())]
         self.pipe, self.scratch = multiprocessing.connection.Connection(ours.detach()), None
         try:
             self.process = subprocess.Popen(command, env=environment, cwd="/", pass_fds=[theirs.fileno()], start_new_session=True,
@@ -844,14 +506,6 @@ class Sandbox:
         self.close()
 
 
-def describe_protection(missing):
-    lines = {}
-    for name, layers in PROPERTIES.items():
-        active = [text for layer, text in layers.items() if layer not in missing]
-        lines[name] = "; ".join(active) or "NOT ACTIVE: " + "; ".join(missing[layer] for layer in layers)
-    return lines
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Command line.
 
@@ -901,28 +555,21 @@ def read_programs(path):
 
 def run_file(path, out, box):
     """A result row for each program row, in the same order, on disk as soon as all before it are; counts the outcomes."""
+    from tqdm import tqdm  # not at the top: every worker is this file, and has no use for it
+
     counts, waiting, next_line = dict.fromkeys(OUTCOMES, 0), {}, 1
     with open(path, "rb") as file:
         total = sum(1 for _ in file)
-    with open(out, "w", buffering=1) as results, progress_bar(total) as bar:
+    with open(out, "w", buffering=1) as results, tqdm(total=total, unit=" programs", smoothing=0) as bar:
         for (number, identity), result in box.map(read_programs(path)):
             waiting[number] = {"id": identity, **dataclasses.asdict(result)}
             while next_line in waiting:
                 results.write(json.dumps(waiting.pop(next_line)) + "\n")
                 next_line += 1
             counts[result.outcome] += 1
-            if bar is not None:
-                bar.set_postfix_str(f"passed {counts['passed'] / sum(counts.values()):.1%}", refresh=False)
-                bar.update()
+            bar.set_postfix_str(f"passed {counts['passed'] / sum(counts.values()):.1%}", refresh=False)
+            bar.update()
     return counts
-
-
-def progress_bar(total):
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        return contextlib.nullcontext()
-    return tqdm(total=total, unit=" programs", smoothing=0)
 
 
 def main():
@@ -955,6 +602,7 @@ def main():
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--worker"]:
+        del sys.path[0]  # this folder is not for the programs
         serve(json.loads(sys.argv[2]), int(sys.argv[3]))
     else:
         sys.exit(main())
