@@ -57,7 +57,7 @@ def generate(model: str, benchmark: str, tasks: dict[str, dict], prompt: str, ma
     from evalplus.sanitize import sanitize
 
     engine = start_engine(model, context=2048)  # EvalPlus's own
-    tokenizer = engine.get_tokenizer()
+    tokenizer = engine.tokenizer
     if prompt == "auto":
         prompt = "chat" if tokenizer.chat_template else "completion"
     if prompt == "chat" and not tokenizer.chat_template:
@@ -69,7 +69,7 @@ def generate(model: str, benchmark: str, tasks: dict[str, dict], prompt: str, ma
         if prompt == "chat":
             text = make_raw_chat_prompt(text, tokenizer=tokenizer, **prefixes)
         ids = tokenizer(text, add_special_tokens=prompt == "completion").input_ids
-        room = engine.model_config.max_model_len - len(ids)
+        room = engine.context - len(ids)
         if room < 1:
             raise BadInput(f"the prompt of {task_id} does not fit the context of {model}")
         requests.append(Request(task_id, ids, min(max_tokens, room), 0.0, None, stop, {}))

@@ -22,9 +22,10 @@ done
 if [ -z "$model" ]; then
     model=models/smollm2-135m
     python embedded.py $model
-    # Tasks that 135M parameters can solve now and then, and steps that a few dozen examples need.
+    # Tasks that 135M parameters can solve now and then, no judge (it gives every docstring the same answer), and steps that a few
+    # dozen examples need.
     generate="--model $model --limit 180 --samples 4 --temperature 0.2 --max-tokens 256 --decks 4
-        --categories function --difficulties easy --concept-shots 4 --instruction-shots 4 --response-shots 3"
+        --judge 0 --categories function --difficulties easy --concept-shots 4 --instruction-shots 4 --response-shots 3"
     train="--epochs 2 --batch-size 8 --lr 2e-5 --precision mixed"
     evaluate="--max-tokens 384"
     base_prompt=auto

@@ -21,13 +21,17 @@ Differs from the paper: few-shot examples are our own and drawn as shared decks,
 
 import argparse
 import ast
+import contextlib
 import fcntl
 import functools
 import importlib.metadata
+import itertools
 import json
+import queue
 import random
 import re
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -49,19 +53,27 @@ SETTINGS = {  # name: (the paper's value where it has one, what it is)
     "samples": (10, "responses per instruction"),
     "temperature": (0.7, "of every generation step; no top-p"),
     "max_tokens": (1536, "new tokens at most; a longer output is rejected"),
-    "context": (4096, "tokens of prompt and output together; lowered to what the model has"),
+    "context": (8192, "tokens of prompt and output together; lowered to what the model has"),
+    "judge": (0.5, "a seed is kept if the model gives Yes at least this share of Yes and No: its docstring suffices; 0 does not ask"),
     "concept_shots": (8, "few-shot examples of the step seed -> concepts"),
     "instruction_shots": (8, "few-shot examples of the step concepts -> instruction"),
     "response_shots": (1, "few-shot examples of the step instruction -> response"),
     "categories": ("function,function,class,program", "what a task's category is drawn from"),
     "difficulties": ("easy,medium,hard", "what its difficulty is drawn from; the few-shot examples are of these, too"),
     "decks": (16, "fixed few-shot draws per step, each prefilled once; 0 draws anew for each prompt, as the paper"),
+    "layout": ("tags", "of the step instruction -> response: tags, or headings for a base model that does not follow tags"),
     "timeout": (10.0, "seconds a program may run"),
     "memory_mb": (4096, "megabytes a program may use"),
 }
 ADJUSTABLE = {  # may change from one start to the next, since no row depends on them
     "limit": (None, "stop at this many kept seeds"),
     "workers": (None, "programs run at a time (default: one per core)"),
+}
+ENGINE = {  # where this start generates; nothing of it is remembered
+    "server": (None, "the address of an OpenAI-compatible server that has the model; without it, vLLM on this machine"),
+    "engines": (None, "engine processes (default: one per GPU, or per --tensor-parallel GPUs)"),
+    "tensor_parallel": (1, "GPUs that share one copy of the model"),
+    "max_num_seqs": (None, "samples an engine works on at a time (default: vLLM's own on a GPU, 160 without)"),
 }
 CATEGORIES = ("function", "class", "program")
 DIFFICULTIES = ("easy", "medium", "hard")
@@ -76,6 +88,7 @@ class Run:
     config: dict  # what config.json holds
     settings: argparse.Namespace  # the part of it that is in SETTINGS and ADJUSTABLE
     lock: object  # an open file; no second process works in the folder while it lives
+    engine_options: dict  # what is in ENGINE
 
     def path(self, stage: str) -> Path:
         return self.folder / f"{stage}.jsonl"
@@ -83,13 +96,21 @@ class Run:
     def kept(self, stage: str) -> Iterator[dict]:
         return (row for row in read_rows(self.path(stage)) if "reject" not in row)
 
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if "engine" in self.__dict__:  # some stage has started it
+            self.engine.close()
+        self.lock.close()
+
     def save(self, **news):
         self.config |= news
         write_atomically(self.folder / "config.json", json.dumps(self.config, indent=2))
 
     @functools.cached_property
     def engine(self):
-        return start_engine(self.settings.model, self.settings.context)
+        return start_engine(self.settings.model, self.settings.context, **self.engine_options)
 
     @functools.cached_property
     def decontaminator(self) -> Decontaminator:
@@ -108,7 +129,7 @@ class Run:
         ]
 
 
-def open_run(folder: Path, given: dict) -> Run:
+def open_run(folder: Path, given: dict, engine_options: dict) -> Run:
     """Start a run folder, or go on with it: what is not given is as recorded, what is given must be as recorded. Raises BadInput."""
     prompts = digest(*(path.read_text() for path in sorted(PROMPTS.rglob("*.md"))))
     config_file = folder / "config.json"
@@ -130,9 +151,11 @@ def open_run(folder: Path, given: dict) -> Run:
         config = defaults | given
         if config["model"] is None:
             raise BadInput("a new run needs --model: a checkpoint folder or a hub id")
-        for key, known in (("categories", CATEGORIES), ("difficulties", DIFFICULTIES)):
+        for key, known in (("categories", CATEGORIES), ("difficulties", DIFFICULTIES), ("layout", tuple(LAYOUTS))):
             if unknown := set(config[key].split(",")) - set(known):
                 raise BadInput(f"--{key} takes {', '.join(known)}, not {', '.join(sorted(unknown))!r}")
+        if not 0 <= config["judge"] <= 1:
+            raise BadInput(f"--judge takes a share from 0 to 1, not {config['judge']}")
         check_model(config["model"])
         next(seeds.read_sources(config["source"]), None)  # a source that cannot be read leaves no run folder behind
         config |= {
@@ -149,7 +172,7 @@ def open_run(folder: Path, given: dict) -> Run:
     except OSError as error:
         raise BadInput(f"cannot write to {folder}: {error}") from None
     settings = argparse.Namespace(**{key: config[key] for key in SETTINGS | ADJUSTABLE})
-    run = Run(folder, config, settings, lock)
+    run = Run(folder, config, settings, lock, engine_options)
     run.save()
     return run
 
@@ -243,12 +266,41 @@ def instruction_prompt(deck: list[Example], properties: dict[str, str]) -> str:
     return few_shot_prompt(system_text("instructions"), shots, f"[Properties]\n{write_properties(properties)}\n\n[Instruction]\n")
 
 
-def response_prompt(deck: list[Example], instruction: str) -> str:
-    shots = [
-        f"<instruction>\n{example.instruction}\n</instruction>\n\n<response>\n{example.response}\n</response>\n\n<tests>\n{example.tests}\n</tests>"
-        for example in deck
-    ]
-    return few_shot_prompt(system_text("responses"), shots, f"<instruction>\n{instruction}\n</instruction>\n\n<response>\n")
+@dataclass(frozen=True)
+class Layout:
+    """How an instruction, its response and its tests are told apart in a prompt and in what the model writes."""
+
+    shot: str
+    boundary: str  # a regular expression: where the response ends and the tests begin
+    marks: tuple[str, ...]  # that stand nowhere else
+    stop: tuple[str, ...]
+
+
+LAYOUTS = {
+    "tags": Layout(
+        shot="<instruction>\n{instruction}\n</instruction>\n\n<response>\n{response}\n</response>\n\n<tests>\n{tests}\n</tests>",
+        boundary=r"\s*</response>\s*<tests>\s*",
+        marks=("</response>", "<tests>"),
+        stop=("</tests>", "\n### Example"),
+    ),
+    "headings": Layout(
+        shot="#### Instruction\n{instruction}\n\n#### Response\n{response}\n\n#### Tests\n{tests}",
+        boundary=r"\s*^#### Tests[ \t]*\n",
+        marks=("#### Response", "#### Tests"),
+        stop=("\n#### Instruction", "\n### Example"),
+    ),
+}
+
+
+def response_prompt(deck: list[Example], instruction: str, layout: Layout) -> str:
+    shots = [layout.shot.format(instruction=example.instruction, response=example.response, tests=example.tests) for example in deck]
+    opening = layout.shot.partition("{response}")[0].format(instruction=instruction)
+    return few_shot_prompt(system_text("responses"), shots, opening)
+
+
+def judge_prompt(seed: dict) -> str:
+    """The judge's text ends with seven judged examples; the function to judge is the eighth."""
+    return f"{system_text('judge')}\n\n### Example 8\n[Code]\n```python\n{seed['code']}\n```\n\n[Sufficient]\n"
 
 
 # ----------------------------------------------------------------------------------------------------------------- stages
@@ -269,11 +321,14 @@ def draw_deck(run: Run, stage: str, deck: int | str) -> list[Example]:
     return random.Random(draw(run.settings.seed, stage, "shots", deck)).sample(run.examples, shots)
 
 
-def generate(run: Run, stage: str, parents: str, build: Callable, parse: Callable, stop: list[str], samples: int = 1):
+def generate(
+    run: Run, stage: str, parents: str, build: Callable, parse: Callable, stop: Iterable[str], samples: int = 1, meanwhile=None
+):  # fmt: skip
     """One generation stage: for each kept row of the stage `parents`, `samples` requests, each of which becomes a row.
 
     `build(parent, deck)` gives the prompt and what of the row is known before; `parse(text)` gives the rest, `reject` included.
     Requests go in by deck, so that prompts which begin alike follow one another and the engine's prefix cache serves them.
+    `meanwhile` takes each kept row as it comes, and its text stands in the progress line.
     """
     with Appender(run.path(stage)) as rows:
         waiting = []
@@ -284,8 +339,7 @@ def generate(run: Run, stage: str, parents: str, build: Callable, parse: Callabl
         if not waiting:
             return
         waiting.sort(key=lambda item: (item[0], item[1]["id"]))
-        context = run.engine.model_config.max_model_len
-        tokenizer = run.engine.get_tokenizer()
+        tokenizer, context = run.engine.tokenizer, run.engine.context
         bar = progress(total=sum(len(missing) for _, _, missing in waiting), desc=stage, unit="row")
         kept = tokens = 0
         started = time.monotonic()
@@ -297,52 +351,91 @@ def generate(run: Run, stage: str, parents: str, build: Callable, parse: Callabl
                 token_ids = tokenizer(prompt).input_ids
                 for n in missing:
                     row = {"id": row_id(stage, parent["id"], n), PARENT_KEY[parents]: parent["id"], "sample": n, **known}
-                    row |= {"examples": [example.name for example in shots]}
+                    row |= {"examples": [example.name for example in shots], "prompt": digest(prompt)[:16]}
+                    row |= {"sampling_seed": draw(run.settings.seed, stage, "sampling", row["id"])}
                     if len(token_ids) + run.settings.max_tokens > context:
                         rows.append(row | {"reject": "prompt_too_long"})
                         bar.update()
                     else:
-                        sampling_seed = draw(run.settings.seed, stage, "sampling", row["id"])
-                        yield Request(row["id"], token_ids, run.settings.max_tokens, run.settings.temperature, sampling_seed, stop, row)
+                        seed, temperature = row["sampling_seed"], run.settings.temperature
+                        yield Request(row["id"], token_ids, run.settings.max_tokens, temperature, seed, list(stop), row)
 
         for request, completion in stream(run.engine, requests()):
             row = request.row | {"tokens": completion.tokens}
             row |= parse(completion.text) if completion.finished else {"text": completion.text, "reject": "length"}
             rows.append(row)
             kept, tokens = kept + ("reject" not in row), tokens + completion.tokens
-            bar.set_postfix_str(f"kept {kept / (bar.n + 1):.0%}, {tokens / (time.monotonic() - started):.0f} tokens/s", refresh=False)
+            if meanwhile and "reject" not in row:
+                meanwhile.add(row)
+            rate = f"{tokens / (time.monotonic() - started):.0f} tokens/s"
+            bar.set_postfix_str(f"kept {kept / (bar.n + 1):.0%}, {rate}{meanwhile or ''}", refresh=False)
             bar.update()
         bar.close()
 
 
 def gather_seeds(run: Run):
-    """Paper 2.1 and B: the functions of the source that stand alone, are no near-duplicates and hold no benchmark text.
+    """Paper 2.1 and B: the functions of the source that stand alone, are no near-duplicates, hold no benchmark text, and of which the
+    model says that their docstring suffices.
 
     A folder's functions come in an order drawn from the run's seed, so that --limit takes a fair sample of them and a larger
     limit adds to a smaller one; a file or dataset is streamed in its own order.
     """
     limit = run.settings.limit if run.settings.limit is not None else float("inf")
-    duplicates = NearDuplicates(0.5)
     with Appender(run.path("seeds")) as rows, progress(desc="seeds", unit="function") as bar:
-        kept = 0
-        for row in run.kept("seeds"):
-            duplicates.is_new(row["code"])
-            kept += 1
-        for candidate in ordered_candidates(run) if kept < limit else ():
-            row = {"id": row_id("seeds", candidate.get("code") or candidate["where"]), **candidate}
-            if row["id"] in rows.ids:
-                continue  # done before a restart, or a copy of a function seen before
-            if "reject" not in row:
-                if run.decontaminator.contaminated_by(row["code"]):
-                    row["reject"] = "benchmark"
-                elif not duplicates.is_new(row["code"]):
-                    row["reject"] = "near_duplicate"
+        kept = sum(1 for _ in run.kept("seeds"))
+        for row in judged(run, fresh_candidates(run, set(rows.ids))) if kept < limit else ():
             rows.append(row)
             kept += "reject" not in row
             bar.set_postfix_str(f"kept {kept}", refresh=False)
             bar.update()
             if kept >= limit:
                 break
+
+
+def fresh_candidates(run: Run, seen: set[str]) -> Iterator[dict]:
+    """The source's functions that are not among the `seen` ids, as rows: benchmark text and near-duplicates are rejects."""
+    duplicates = NearDuplicates(0.5)
+    for row in read_rows(run.path("seeds")):
+        if row.get("reject") in (None, "insufficient_docstring"):
+            duplicates.is_new(row["code"])
+    for candidate in ordered_candidates(run):
+        row = {"id": row_id("seeds", candidate.get("code") or candidate["where"]), **candidate}
+        if row["id"] in seen:
+            continue  # done before a restart, or a copy of a function seen before
+        seen.add(row["id"])
+        if "reject" not in row:
+            if run.decontaminator.contaminated_by(row["code"]):
+                row["reject"] = "benchmark"
+            elif not duplicates.is_new(row["code"]):
+                row["reject"] = "near_duplicate"
+        yield row
+
+
+JUDGED_AT_A_TIME = 128  # in their order; more would only be judged in vain once the limit is reached
+
+
+def judged(run: Run, candidates: Iterator[dict]) -> Iterator[dict]:
+    """Paper B: whether the docstring alone suffices to write the function again, by the model's first token after seven examples."""
+    while batch := list(itertools.islice(candidates, JUDGED_AT_A_TIME if run.settings.judge else 1)):
+        requests = []
+        for row in batch:
+            if "reject" not in row and run.settings.judge:
+                prompt = run.engine.tokenizer(judge_prompt(row)).input_ids
+                if len(prompt) < run.engine.context:
+                    requests.append(Request(row["id"], prompt, 1, 0.0, None, [], row, logprobs=20))
+                else:
+                    row["reject"] = "prompt_too_long"
+        for request, completion in stream(run.engine, requests) if requests else ():
+            request.row["judge"] = share_of_yes(completion.first)
+            if request.row["judge"] < run.settings.judge:
+                request.row["reject"] = "insufficient_docstring"
+        yield from batch
+
+
+def share_of_yes(first: dict[str, float]) -> float:
+    """P(Yes) / (P(Yes) + P(No)) of the likeliest first tokens; 0, which is No, where neither is among them."""
+    yes, no = (sum(share for token, share in first.items() if token.strip().lower() == word) for word in ("yes", "no"))
+    return round(yes / (yes + no), 4) if yes + no else 0.0
 
 
 def ordered_candidates(run: Run) -> Iterable[dict]:
@@ -392,32 +485,87 @@ def invent_instructions(run: Run):
 
 
 def write_responses(run: Run):
-    """Paper 2.3, I->R: `samples` responses per instruction, each with its own tests."""
-    generate(
-        run, "responses", "instructions", lambda row, deck: (response_prompt(deck, row["instruction"]), {}),
-        split_response, stop=["</tests>", "\n### Example"], samples=run.settings.samples,
-    )
+    """Paper 2.3, I->R: `samples` responses per instruction, each with its own tests; unless the engine needs the cores, they are
+    executed as they come."""
+    layout = LAYOUTS[run.settings.layout]
+    with Meanwhile(run) as meanwhile:
+        generate(
+            run, "responses", "instructions", lambda row, deck: (response_prompt(deck, row["instruction"], layout), {}),
+            lambda text: split_response(text, layout), layout.stop, run.settings.samples, meanwhile,
+        )  # fmt: skip
 
 
 def execute(run: Run):
     """Paper 2.3: each response runs with its own tests in the sandbox; only `passed` is kept."""
-    with Appender(run.path("executions")) as rows:
-        waiting = [row for row in run.kept("responses") if row_id("executions", row["id"]) not in rows.ids]
-        if not waiting:
-            return
-        with Sandbox(workers=run.settings.workers, timeout=run.settings.timeout, memory_mb=run.settings.memory_mb) as sandbox:
-            run.save(sandbox=sandbox.protection)
-            passed = 0
-            bar = progress(total=len(waiting), desc="executions", unit="program")
-            for row, result in sandbox.map((row, program(row["response"], row["tests"])) for row in waiting):
-                verdict = {"outcome": result.outcome, "detail": result.detail, "seconds": result.seconds, "peak_mb": result.peak_mb}
-                if result.outcome != "passed":
-                    verdict["reject"] = result.outcome
-                rows.append({"id": row_id("executions", row["id"]), "response_id": row["id"], **verdict})
-                passed += result.outcome == "passed"
+    done = {row["id"] for row in read_rows(run.path("executions"))}
+    waiting = [row for row in run.kept("responses") if row_id("executions", row["id"]) not in done]
+    if waiting:
+        passed = 0
+        with progress(total=len(waiting), desc="executions", unit="program") as bar:
+            for outcome in run_programs(run, waiting):
+                passed += outcome == "passed"
                 bar.set_postfix_str(f"passed {passed / (bar.n + 1):.0%}", refresh=False)
                 bar.update()
-            bar.close()
+
+
+def run_programs(run: Run, responses: Iterable[dict]) -> Iterator[str]:
+    """Yield the outcome of each response's program once it is on disk."""
+    with (
+        Appender(run.path("executions")) as rows,
+        Sandbox(workers=run.settings.workers, timeout=run.settings.timeout, memory_mb=run.settings.memory_mb) as sandbox,
+    ):
+        run.save(sandbox=sandbox.protection)
+        for row, result in sandbox.map((row, program(row["response"], row["tests"])) for row in responses):
+            verdict = {"outcome": result.outcome, "detail": result.detail, "seconds": result.seconds, "peak_mb": result.peak_mb}
+            if result.outcome != "passed":
+                verdict["reject"] = result.outcome
+            rows.append({"id": row_id("executions", row["id"]), "response_id": row["id"], **verdict})
+            yield result.outcome
+
+
+class Meanwhile:
+    """Executes the responses it is given in a thread, while an engine that leaves the cores free goes on generating."""
+
+    BACKLOG = 10_000  # more wait for the execution stage, so that slow programs fill no memory
+
+    def __init__(self, run: Run):
+        self.run, self.thread, self.problem = run, None, None
+        self.waiting = queue.Queue(self.BACKLOG)
+        self.executed = self.passed = 0
+
+    def add(self, row: dict):
+        if self.run.engine.on_cpu:
+            return
+        if self.problem:
+            raise self.problem
+        if self.thread is None:
+            self.thread = threading.Thread(target=self.work)
+            self.thread.start()
+        with contextlib.suppress(queue.Full):
+            self.waiting.put_nowait(row)
+
+    def work(self):
+        try:
+            for outcome in run_programs(self.run, iter(self.waiting.get, None)):
+                self.executed += 1
+                self.passed += outcome == "passed"
+        except (SandboxError, OSError) as problem:
+            self.problem = problem
+
+    def __str__(self) -> str:
+        return f", executed {self.executed}, passed {self.passed / self.executed:.0%}" if self.executed else ""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, *_):
+        if self.thread:
+            while kind and not self.waiting.empty():  # interrupted: what waits is done when the run goes on
+                self.waiting.get()
+            self.waiting.put(None)
+            self.thread.join()
+        if self.problem and not kind:
+            raise self.problem
 
 
 def select(run: Run):
@@ -471,10 +619,10 @@ def python_code(text: str) -> str:
 PLACEHOLDERS = ("todo", "fixme", "write your code here", "your code here", "your code goes here", "notimplemented")
 
 
-def split_response(text: str) -> dict:
+def split_response(text: str, layout: Layout) -> dict:
     """{response, tests} of a sample, or {text, reject}: the format filter of the paper."""
-    parts = re.split(r"\s*</response>\s*<tests>\s*", text)
-    if len(parts) != 2 or "</response>" in parts[0] or "<tests>" in parts[1]:
+    parts = re.split(layout.boundary, text, flags=re.MULTILINE)
+    if len(parts) != 2 or any(mark in part for mark in layout.marks for part in parts):
         return {"text": text, "reject": "no_response_tests_boundary"}
     response, tests = (part.strip() for part in parts)
     code, test_code = python_code(response), python_code(tests)
@@ -637,9 +785,9 @@ def parse_arguments() -> argparse.Namespace:
     for name in ("run", *STAGES, "report"):
         command = commands.add_parser(name, argument_default=argparse.SUPPRESS, help=(STAGES[name].__doc__ if name in STAGES else None))
         command.add_argument("--out", type=Path, required=True, help="the run folder")
-        for key, (default, meaning) in (SETTINGS | ADJUSTABLE).items():
-            may_be_zero = key in ("seed", "decks", "temperature")
-            kind = str if key == "model" else int if default is None else type(default)
+        for key, (default, meaning) in (SETTINGS | ADJUSTABLE | ENGINE).items():
+            may_be_zero = key in ("seed", "decks", "temperature", "judge")
+            kind = str if key in ("model", "server") else int if default is None else type(default)
             command.add_argument(
                 f"--{key.replace('_', '-')}", metavar=kind.__name__.upper(), help=f"{meaning} (default: {default})",
                 type=kind if kind is str or may_be_zero else positive(kind),
@@ -658,8 +806,10 @@ def main():
         given = {key: value for key, value in vars(arguments).items() if key in SETTINGS | ADJUSTABLE}
         if arguments.command != "run" and not (arguments.out / "config.json").exists() and arguments.command != "seeds":
             raise BadInput(f"{arguments.out} is not a run folder: start with `run` or `seeds`")
-        run = open_run(arguments.out, given)
-        run_stages(run, {"run": list(STAGES), "report": []}.get(arguments.command, [arguments.command]))
+        engine_options = {key: value for key, value in vars(arguments).items() if key in ENGINE}
+        run = open_run(arguments.out, given, engine_options)
+        with run:
+            run_stages(run, {"run": list(STAGES), "report": []}.get(arguments.command, [arguments.command]))
     except (BadInput, SandboxError) as error:
         print(f"selfcodealign.py: {error}", file=sys.stderr)
         return 2

@@ -5,6 +5,7 @@ HUMANEVAL_OVERRIDE_PATH: HumanEval+ as JSON Lines (.gz), for the slow test on ca
 
 import collections
 import concurrent.futures
+import contextlib
 import gzip
 import json
 import os
@@ -240,9 +241,10 @@ def test_memory_is_flat_over_100000_programs():
     def resident():
         kilobytes = 0
         for process in [os.getpid(), *descendants_of(os.getpid())]:
-            with open(f"/proc/{process}/status") as file:
-                found = re.search(r"VmRSS:\s+(\d+)", file.read())
-            kilobytes += int(found[1]) if found else 0  # none: it has just ended
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a program that has just ended
+                with open(f"/proc/{process}/status") as file:
+                    found = re.search(r"VmRSS:\s+(\d+)", file.read())
+                kilobytes += int(found[1]) if found else 0
         return kilobytes / 1024
 
     with Sandbox() as box:

@@ -14,7 +14,7 @@ import pytest
 import selfcodealign
 from conftest import ROOT
 from rows import read_rows, row_id
-from selfcodealign import Filters, NearDuplicates, Run, draw_deck, program, split_response
+from selfcodealign import LAYOUTS, Filters, NearDuplicates, Run, draw_deck, program, share_of_yes, split_response
 
 TICKS = "```"
 
@@ -38,7 +38,19 @@ def sample(response="def f(x):\n    return x", tests="assert f(1) == 1", boundar
     ],
 )
 def test_the_format_filter_gives_the_reason(text, reason):
-    assert split_response(text).get("reject") == reason
+    assert split_response(text, LAYOUTS["tags"]).get("reject") == reason
+
+
+def test_the_heading_layout_is_taken_apart_like_the_tags():
+    text = sample(boundary="#### Tests")
+    assert split_response(text, LAYOUTS["headings"]) == split_response(sample(), LAYOUTS["tags"])
+    for wrong in (sample(boundary="Tests"), text + "#### Tests\n", "#### Response\n" + text):
+        assert split_response(wrong, LAYOUTS["headings"])["reject"] == "no_response_tests_boundary"
+
+
+def test_the_judge_weighs_yes_against_no():
+    assert share_of_yes({"Yes": 0.3, " yes": 0.1, "No": 0.1, "Maybe": 0.5}) == 0.8
+    assert share_of_yes({"No": 0.6}) == share_of_yes({"Perhaps": 1.0}) == 0.0
 
 
 def test_a_main_block_goes_only_where_the_code_reads_input():
@@ -94,7 +106,7 @@ def test_a_deck_depends_on_seed_stage_and_number_alone():
         settings = argparse.Namespace(
             seed=seed, decks=4, concept_shots=8, instruction_shots=8, categories="function,class,program", difficulties="easy,medium,hard"
         )
-        return [example.name for example in draw_deck(Run(None, {}, settings, None), stage, number)]
+        return [example.name for example in draw_deck(Run(None, {}, settings, None, {}), stage, number)]
 
     assert deck(0, "concepts", 1) == deck(0, "concepts", 1)
     assert len({tuple(deck(s, stage, n)) for s in (0, 1) for stage in ("concepts", "instructions") for n in (0, 1)}) == 8
@@ -103,7 +115,7 @@ def test_a_deck_depends_on_seed_stage_and_number_alone():
 # ---------------------------------------------------------------------------------------------------------- the real engine
 
 GENERATION = ("concepts", "instructions", "responses")
-SIZE = ["--limit", "5", "--samples", "2", "--max-tokens", "96", "--decks", "2", "--concept-shots", "2", "--instruction-shots", "2"]
+SIZE = ["--limit", "5", "--judge", "0.15", "--samples", "2", "--max-tokens", "96", "--decks", "2", "--concept-shots", "2", "--instruction-shots", "2"]
 
 
 def start(out: Path, model: str, source: Path, *options, stage="run") -> subprocess.Popen:
@@ -189,11 +201,12 @@ def test_a_changed_setting_is_refused_by_name(whole, command):
 def test_a_seeded_request_gives_the_same_text_alone_and_among_others(model):
     """Sampling seeds belong to the item. Run in a process of its own, which ends with its engine."""
     code = f"""
-import selfcodealign as s
+import engine as s
 engine = s.start_engine({model!r}, 512)
-prompt = engine.get_tokenizer()("def add(a, b):\\n").input_ids
-ask = lambda n: s.Request(str(n), prompt, 16, 0.7, n, [], {{}})
-together = {{request.id: completion.text for request, completion in s.stream(engine, map(ask, range(12)), window=5)}}
+prompt = engine.tokenizer("def add(a, b):\\n").input_ids
+ask = lambda n: s.Request(str(n), prompt, 16, 0.7, n, [])
+engine.window = 5
+together = {{request.id: completion.text for request, completion in s.stream(engine, map(ask, range(12)))}}
 alone = {{request.id: completion.text for n in range(12) for request, completion in s.stream(engine, [ask(n)])}}
 assert together.keys() == alone.keys() and len(set(alone.values())) > 6, alone
 assert sum(together[key] == alone[key] for key in alone) >= 10, (together, alone)
