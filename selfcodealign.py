@@ -383,7 +383,7 @@ def gather_seeds(run: Run):
     limit = run.settings.limit if run.settings.limit is not None else float("inf")
     with Appender(run.path("seeds")) as rows, progress(desc="seeds", unit="function") as bar:
         kept = sum(1 for _ in run.kept("seeds"))
-        for row in judged(run, fresh_candidates(run, set(rows.ids))) if kept < limit else ():
+        for row in judged(run, clean(run, seeds.type_checked(fresh(run, set(rows.ids))))) if kept < limit else ():
             rows.append(row)
             kept += "reject" not in row
             bar.set_postfix_str(f"kept {kept}", refresh=False)
@@ -392,17 +392,22 @@ def gather_seeds(run: Run):
                 break
 
 
-def fresh_candidates(run: Run, seen: set[str]) -> Iterator[dict]:
-    """The source's functions that are not among the `seen` ids, as rows: benchmark text and near-duplicates are rejects."""
+def fresh(run: Run, seen: set[str]) -> Iterator[dict]:
+    """The source's functions as rows, without those of the `seen` ids: done before a restart, or a copy of one before."""
+    for candidate in ordered_candidates(run):
+        row = {"id": row_id("seeds", candidate.get("code") or candidate["where"]), **candidate}
+        if row["id"] not in seen:
+            seen.add(row["id"])
+            yield row
+
+
+def clean(run: Run, candidates: Iterator[dict]) -> Iterator[dict]:
+    """The candidates, those with benchmark text or nearly like one before rejected."""
     duplicates = NearDuplicates(0.5)
     for row in read_rows(run.path("seeds")):
         if row.get("reject") in (None, "insufficient_docstring"):
             duplicates.is_new(row["code"])
-    for candidate in ordered_candidates(run):
-        row = {"id": row_id("seeds", candidate.get("code") or candidate["where"]), **candidate}
-        if row["id"] in seen:
-            continue  # done before a restart, or a copy of a function seen before
-        seen.add(row["id"])
+    for row in candidates:
         if "reject" not in row:
             if run.decontaminator.contaminated_by(row["code"]):
                 row["reject"] = "benchmark"
@@ -415,7 +420,7 @@ JUDGED_AT_A_TIME = 128  # in their order; more would only be judged in vain once
 
 
 def judged(run: Run, candidates: Iterator[dict]) -> Iterator[dict]:
-    """Paper B: whether the docstring alone suffices to write the function again, by the model's first token after seven examples."""
+    """The candidates, judged. Paper B: whether the docstring alone suffices to write the function again, by the model's first token after seven examples."""
     while batch := list(itertools.islice(candidates, JUDGED_AT_A_TIME if run.settings.judge else 1)):
         requests = []
         for row in batch:
