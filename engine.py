@@ -9,16 +9,18 @@ Three back ends stand behind these two functions, with the same prompts (token i
     WorkerProcesses   an InProcess engine in a child process per GPU, one queue  several GPUs
     Server            any OpenAI-compatible server, many requests in flight      --server URL, so also a fleet behind one address
 
-A back end has `tokenizer`, `context` (tokens), `window` (requests it should hold to stay busy), `on_cpu`, `submit`, `collect` and `close`.
+A back end has `tokenizer`, `context` (tokens), `window` (requests it should hold to stay busy), `on_cpu`, `submit` and `collect`.
 """
 
 import asyncio
+import atexit
 import itertools
 import math
 import multiprocessing
 import os
 import queue
 import re
+import signal
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -155,9 +157,6 @@ class InProcess:
             first[token.decoded_token] = first.get(token.decoded_token, 0) + math.exp(token.logprob)
         return Completion(output.text, output.finish_reason == "stop", len(output.token_ids), first)
 
-    def close(self):
-        """Nothing: the engine ends with this process."""
-
 
 # ------------------------------------------------------------------------------------------------------- worker processes
 
@@ -176,6 +175,7 @@ class WorkerProcesses:
         spawn = multiprocessing.get_context("spawn")  # a fork would take the parent's CUDA state with it
         self.inbox, self.outbox = spawn.Queue(), spawn.Queue()
         self.processes = []
+        atexit.register(self.close)  # before multiprocessing's own, which would wait for them for ever
         for number in range(count):
             variables = device_variables(number, count, tensor_parallel)
             process = spawn.Process(target=work, args=(variables, model, context, tensor_parallel, max_num_seqs, self.inbox, self.outbox))
@@ -199,11 +199,9 @@ class WorkerProcesses:
                 message = self.outbox.get(timeout=1)
             except queue.Empty:
                 if dead := [process for process in self.processes if not process.is_alive()]:
-                    self.close()
                     raise BadInput(f"an engine process ended with status {dead[0].exitcode}; the same command goes on from here") from None
             else:
                 if isinstance(message, BadInput):
-                    self.close()
                     raise message
                 return message
 
@@ -228,6 +226,7 @@ def device_variables(number: int, count: int, tensor_parallel: int) -> dict[str,
 def work(variables: dict[str, str], model: str, context: int, tensor_parallel: int, max_num_seqs: int | None, inbox, outbox):
     """A worker process: takes requests while its engine has room, gives completions, ends with its parent."""
     os.environ |= variables
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to handle
 
     def end_with_parent():
         multiprocessing.parent_process().join()
@@ -312,6 +311,3 @@ class Server:
             if isinstance(result, BadInput):
                 raise result
         return finished
-
-    def close(self):
-        self.loop.call_soon_threadsafe(self.loop.stop)

@@ -2,6 +2,7 @@
 
     python selfcodealign.py run --model MODEL --source stdlib --out runs/first --limit 50      every stage, then the funnel
     python selfcodealign.py {seeds|concepts|instructions|responses|execute|select|report} --out runs/first      one stage
+    python selfcodealign.py pilot --model MODEL --source S --out runs/pilot    200 seeds in both layouts, and what a full run would give
     python selfcodealign.py trace runs/first ID                                one final example back to its seed
 
     stage         paper     in -> out                                             file in the run folder
@@ -30,6 +31,7 @@ import json
 import queue
 import random
 import re
+import shutil
 import sys
 import threading
 import time
@@ -77,6 +79,7 @@ ENGINE = {  # where this start generates; nothing of it is remembered
 }
 CATEGORIES = ("function", "class", "program")
 DIFFICULTIES = ("easy", "medium", "hard")
+PILOT_SEEDS = 200
 PROMPTS = Path(__file__).parent / "prompts"
 
 
@@ -96,21 +99,19 @@ class Run:
     def kept(self, stage: str) -> Iterator[dict]:
         return (row for row in read_rows(self.path(stage)) if "reject" not in row)
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        if "engine" in self.__dict__:  # some stage has started it
-            self.engine.close()
-        self.lock.close()
-
     def save(self, **news):
         self.config |= news
         write_atomically(self.folder / "config.json", json.dumps(self.config, indent=2))
 
+    def add_seconds(self, what: str, seconds: float):
+        self.save(seconds=self.config["seconds"] | {what: self.config["seconds"].get(what, 0) + seconds})
+
     @functools.cached_property
     def engine(self):
-        return start_engine(self.settings.model, self.settings.context, **self.engine_options)
+        started = time.monotonic()
+        engine = start_engine(self.settings.model, self.settings.context, **self.engine_options)
+        self.add_seconds("engine_start", time.monotonic() - started)
+        return engine
 
     @functools.cached_property
     def decontaminator(self) -> Decontaminator:
@@ -743,14 +744,34 @@ STAGES = {
 
 def run_stages(run: Run, names: Iterable[str]):
     for name in names:
+        starting = run.config["seconds"].get("engine_start", 0)
         started = time.monotonic()
         STAGES[name](run)
-        stage = {"execute": "executions", "select": "selection"}.get(name, name)
-        seconds = run.config["seconds"]
-        run.save(seconds=seconds | {stage: seconds.get(stage, 0) + time.monotonic() - started})
+        starting -= run.config["seconds"].get("engine_start", 0)  # the first stage that needs the engine does not pay for its start
+        run.add_seconds({"execute": "executions", "select": "selection"}.get(name, name), time.monotonic() - started + starting)
     counts = report.write_report(run.folder)
     print(report.table(counts))
     print(f"report: {run.folder / 'report.html'}")
+
+
+def pilot(folder: Path, given: dict, engine_options: dict, full: int):
+    """A small run in each layout, from the same instructions; then what a run of `full` seeds would give with the better one."""
+    kept, first = {}, None
+    for layout in LAYOUTS:
+        run = open_run(folder / layout, {"limit": PILOT_SEEDS} | given | {"layout": layout}, engine_options)
+        if first is None:
+            first = run
+        else:
+            vars(run).update({"engine": first.engine} if "engine" in vars(first) else {})
+            for stage in ("seeds", "concepts", "instructions"):
+                if not run.path(stage).exists():
+                    shutil.copy(first.path(stage), run.path(stage))
+        print(f"\nlayout {layout}")
+        run_stages(run, STAGES)
+        kept[layout] = sum(1 for _ in run.kept("responses"))
+    layout = max(kept, key=kept.get)
+    print(f"\nwell-formed responses: {', '.join(f'{name} {count}' for name, count in kept.items())}; a full run had better take --layout {layout}")
+    print(f"\nprojection to {full} seeds, from {folder / layout}\n{report.projection(report.funnel(folder / layout), full)}")
 
 
 def trace(folder: Path, example_id: str):
@@ -787,8 +808,10 @@ def positive(kind: type) -> Callable[[str], float]:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    for name in ("run", *STAGES, "report"):
+    for name in ("run", *STAGES, "report", "pilot"):
         command = commands.add_parser(name, argument_default=argparse.SUPPRESS, help=(STAGES[name].__doc__ if name in STAGES else None))
+        if name == "pilot":
+            command.add_argument("--full", type=positive(int), default=10_000, help="seeds of the full run to project to (default: 10000)")
         command.add_argument("--out", type=Path, required=True, help="the run folder")
         for key, (default, meaning) in (SETTINGS | ADJUSTABLE | ENGINE).items():
             may_be_zero = key in ("seed", "decks", "temperature", "judge")
@@ -809,12 +832,13 @@ def main():
         if arguments.command == "trace":
             return trace(arguments.run, arguments.id)
         given = {key: value for key, value in vars(arguments).items() if key in SETTINGS | ADJUSTABLE}
+        engine_options = {key: value for key, value in vars(arguments).items() if key in ENGINE}
+        if arguments.command == "pilot":
+            return pilot(arguments.out, given, engine_options, arguments.full)
         if arguments.command != "run" and not (arguments.out / "config.json").exists() and arguments.command != "seeds":
             raise BadInput(f"{arguments.out} is not a run folder: start with `run` or `seeds`")
-        engine_options = {key: value for key, value in vars(arguments).items() if key in ENGINE}
         run = open_run(arguments.out, given, engine_options)
-        with run:
-            run_stages(run, {"run": list(STAGES), "report": []}.get(arguments.command, [arguments.command]))
+        run_stages(run, {"run": list(STAGES), "report": []}.get(arguments.command, [arguments.command]))
     except (BadInput, SandboxError) as error:
         print(f"selfcodealign.py: {error}", file=sys.stderr)
         return 2

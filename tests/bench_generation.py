@@ -32,7 +32,7 @@ CHUNK = 32
 def open_run(folder: Path, engine, options: argparse.Namespace, decks: int) -> selfcodealign.Run:
     settings = {"model": options.model, "judge": 0.0, "limit": options.items, "max_tokens": options.max_tokens, "decks": decks}
     run = selfcodealign.open_run(folder, settings, {})
-    run.__dict__["engine"] = engine  # one engine for all
+    run.engine = engine  # one for all
     return run
 
 
