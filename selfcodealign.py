@@ -21,7 +21,6 @@ Differs from the paper: few-shot examples are our own and drawn as shared decks,
 """
 
 import argparse
-import ast
 import contextlib
 import fcntl
 import functools
@@ -43,8 +42,12 @@ import report
 import seeds
 from decontamination import Decontaminator
 from engine import Request, check_model, start_engine, stream
+from prompting import (
+    CATEGORIES, DIFFICULTIES, LAYOUTS, PROMPTS, Example, concepts_prompt, instruction_prompt, judge_prompt, load_examples, response_prompt,
+)  # fmt: skip
 from rows import Appender, BadInput, digest, draw, progress, read_rows, row_id, write_atomically
 from sandbox import Sandbox, SandboxError
+from selection import Filters, NearDuplicates, program, split_response
 
 # --------------------------------------------------------------------------------------------------------------- settings
 
@@ -77,10 +80,7 @@ ENGINE = {  # where this start generates; nothing of it is remembered
     "tensor_parallel": (1, "GPUs that share one copy of the model"),
     "max_num_seqs": (None, "samples an engine works on at a time (default: vLLM's own on a GPU, 160 without)"),
 }
-CATEGORIES = ("function", "class", "program")
-DIFFICULTIES = ("easy", "medium", "hard")
 PILOT_SEEDS = 200
-PROMPTS = Path(__file__).parent / "prompts"
 
 
 @dataclass
@@ -183,125 +183,6 @@ def version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-# ---------------------------------------------------------------------------------------------------------------- prompts
-
-
-@dataclass(frozen=True)
-class Example:
-    """One few-shot example: a file of prompts/examples. `code`, `response` and `tests` keep their fences."""
-
-    name: str
-    code: str
-    properties: dict[str, str]
-    instruction: str
-    response: str
-    tests: str
-
-
-SECTIONS = ("Code", "Properties", "Instruction", "Response", "Tests")
-
-
-def load_examples(folder: Path) -> list[Example]:
-    paths = sorted(folder.glob("*.md"))
-    if not paths:
-        raise BadInput(f"no few-shot examples (*.md) in {folder}")
-    return [parse_example(path) for path in paths]
-
-
-def parse_example(path: Path) -> Example:
-    """Read one example; a malformed one is BadInput that names file and line."""
-    sections, started, fenced, name = {}, {}, False, None
-    lines = path.read_text().splitlines()
-    for number, line in enumerate(lines, 1):
-        if line.startswith("```"):
-            fenced = not fenced
-        if line.startswith("## ") and not fenced:
-            expected = SECTIONS[len(sections)] if len(sections) < len(SECTIONS) else "the end of the file"
-            name = line.removeprefix("## ").strip()
-            if name != expected:
-                raise BadInput(f"{path}:{number}: found section {name!r} where {expected} belongs")
-            sections[name], started[name] = [], number
-        elif name is not None:
-            sections[name].append(line)
-        elif line.strip():
-            raise BadInput(f"{path}:{number}: text before the first section")
-    if fenced or len(sections) < len(SECTIONS):
-        missing = "a closing ``` fence" if fenced else f"section {SECTIONS[len(sections)]}"
-        raise BadInput(f"{path}:{len(lines)}: {missing} is missing")
-    text = {name: "\n".join(body).strip() for name, body in sections.items()}
-    for name in SECTIONS:
-        if not text[name]:
-            raise BadInput(f"{path}:{started[name]}: section {name} is empty")
-        if name in ("Code", "Response", "Tests") and not python_code(text[name]):
-            raise BadInput(f"{path}:{started[name]}: section {name} has no ```python block")
-    properties = dict(line.split(": ", 1) for line in text["Properties"].splitlines() if ": " in line)
-    if list(properties) != ["category", "language", "difficulty", "concepts"]:
-        raise BadInput(f"{path}:{started['Properties']}: Properties must be category, language, difficulty and concepts, a line each")
-    if properties["category"] not in CATEGORIES or properties["difficulty"] not in DIFFICULTIES:
-        raise BadInput(f"{path}:{started['Properties']}: unknown category or difficulty")
-    return Example(path.stem, text["Code"], properties, text["Instruction"], text["Response"], text["Tests"])
-
-
-def system_text(step: str) -> str:
-    return (PROMPTS / f"{step}.md").read_text().strip()
-
-
-def write_properties(properties: dict[str, str]) -> str:
-    return "\n".join(f"{key}: {value}" for key, value in properties.items())
-
-
-def few_shot_prompt(system: str, shots: list[str], opening: str) -> str:
-    """The system text, the numbered examples, and the opening of the one that the model is to finish."""
-    return "\n\n".join([system, *(f"### Example {number}\n{text}" for number, text in enumerate([*shots, opening], 1))])
-
-
-def concepts_prompt(deck: list[Example], seed: dict) -> str:
-    shots = [f"[Code]\n{example.code}\n\n[Concepts]\n{example.properties['concepts']}" for example in deck]
-    return few_shot_prompt(system_text("concepts"), shots, f"[Code]\n```python\n{seed['code']}\n```\n\n[Concepts]\n")
-
-
-def instruction_prompt(deck: list[Example], properties: dict[str, str]) -> str:
-    shots = [f"[Properties]\n{write_properties(example.properties)}\n\n[Instruction]\n{example.instruction}" for example in deck]
-    return few_shot_prompt(system_text("instructions"), shots, f"[Properties]\n{write_properties(properties)}\n\n[Instruction]\n")
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How an instruction, its response and its tests are told apart in a prompt and in what the model writes."""
-
-    shot: str
-    boundary: str  # a regular expression: where the response ends and the tests begin
-    marks: tuple[str, ...]  # that stand nowhere else
-    stop: tuple[str, ...]
-
-
-LAYOUTS = {
-    "tags": Layout(
-        shot="<instruction>\n{instruction}\n</instruction>\n\n<response>\n{response}\n</response>\n\n<tests>\n{tests}\n</tests>",
-        boundary=r"\s*</response>\s*<tests>\s*",
-        marks=("</response>", "<tests>"),
-        stop=("</tests>", "\n### Example"),
-    ),
-    "headings": Layout(
-        shot="#### Instruction\n{instruction}\n\n#### Response\n{response}\n\n#### Tests\n{tests}",
-        boundary=r"\s*^#### Tests[ \t]*\n",
-        marks=("#### Response", "#### Tests"),
-        stop=("\n#### Instruction", "\n### Example"),
-    ),
-}
-
-
-def response_prompt(deck: list[Example], instruction: str, layout: Layout) -> str:
-    shots = [layout.shot.format(instruction=example.instruction, response=example.response, tests=example.tests) for example in deck]
-    opening = layout.shot.partition("{response}")[0].format(instruction=instruction)
-    return few_shot_prompt(system_text("responses"), shots, opening)
-
-
-def judge_prompt(seed: dict) -> str:
-    """The judge's text ends with seven judged examples; the function to judge is the eighth."""
-    return f"{system_text('judge')}\n\n### Example 8\n[Code]\n```python\n{seed['code']}\n```\n\n[Sufficient]\n"
 
 
 # ----------------------------------------------------------------------------------------------------------------- stages
@@ -612,122 +493,6 @@ def select(run: Run):
             })
     write_atomically(run.path("selection"), "".join(json.dumps(row) + "\n" for row in considered))
     write_atomically(run.path("sft"), "".join(json.dumps(row) + "\n" for row in final))
-
-
-# ------------------------------------------------------------------------------------------------------ code and selection
-
-
-def python_code(text: str) -> str:
-    """The contents of all fenced python blocks of `text`, joined; empty if there is none."""
-    return "\n\n".join(re.findall(r"^```(?:python|py)[ \t]*\n(.*?)^```", text, re.MULTILINE | re.DOTALL)).strip()
-
-
-PLACEHOLDERS = ("todo", "fixme", "write your code here", "your code here", "your code goes here", "notimplemented")
-
-
-def split_response(text: str, layout: Layout) -> dict:
-    """{response, tests} of a sample, or {text, reject}: the format filter of the paper."""
-    parts = re.split(layout.boundary, text, flags=re.MULTILINE)
-    if len(parts) != 2 or any(mark in part for mark in layout.marks for part in parts):
-        return {"text": text, "reject": "no_response_tests_boundary"}
-    response, tests = (part.strip() for part in parts)
-    code, test_code = python_code(response), python_code(tests)
-    if not code or not test_code:
-        return {"text": text, "reject": "no_code_block"}
-    try:
-        ast.parse(code)
-        statements = ast.parse(test_code).body
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return {"text": text, "reject": "syntax_error"}
-    definitions = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom)
-    if "assert" not in test_code or all(isinstance(statement, definitions) for statement in statements):
-        return {"text": text, "reject": "tests_assert_nothing"}
-    if any(word in text.lower() for word in PLACEHOLDERS):
-        return {"text": text, "reject": "placeholder"}
-    return {"response": response, "tests": tests}
-
-
-def program(response: str, tests: str) -> str:
-    """The response's code, then its tests. A `__main__` block goes only where the code reads `input`, which the sandbox does not give."""
-    code = python_code(response)
-    if re.search(r"\binput\s*\(", code):
-        lines = code.splitlines()
-        for node in reversed(ast.parse(code).body):
-            if isinstance(node, ast.If) and "__name__" in ast.unparse(node.test):
-                del lines[node.lineno - 1 : node.end_lineno]
-        code = "\n".join(lines)
-    return f"{code}\n\n{python_code(tests)}\n"
-
-
-class NearDuplicates:
-    """Whether a text is nearly one seen before: MinHash of word 5-grams, 250 permutations, found by locality-sensitive hashing."""
-
-    def __init__(self, threshold: float, permutations: int = 250):
-        from datasketch import MinHash, MinHashLSH
-
-        self.empty = MinHash(num_perm=permutations)
-        self.index = MinHashLSH(threshold=threshold, num_perm=permutations)
-
-    def is_new(self, text: str) -> bool:
-        """False if a near-duplicate was seen; otherwise True, and the text counts as seen from now on."""
-        words = re.findall(r"\w+", text.lower())
-        grams = {" ".join(words[i : i + 5]) for i in range(max(1, len(words) - 4))}
-        minhash = self.empty.copy()
-        minhash.update_batch([gram.encode() for gram in grams])
-        if self.index.query(minhash):
-            return False
-        self.index.insert(len(self.index.keys), minhash)
-        return True
-
-
-class Filters:
-    """What an example must be, given those already kept. Calling it gives the reason of the rejection, or None and the example is kept."""
-
-    def __init__(self, decontaminator: Decontaminator):
-        self.decontaminator = decontaminator
-        self.seen = set()
-        self.near = {part: NearDuplicates(0.7) for part in ("instruction", "response", "code")}
-
-    def __call__(self, instruction: str, response: str) -> str | None:
-        code = python_code(response)
-        functions, classes = defined_names(code)
-        exact = {
-            "same_instruction": "".join(instruction.split()),
-            "same_response": "".join(response.split()),
-            "same_function_names": functions,
-            "same_class_names": classes,
-        }
-        if len(instruction.split()) > 200:
-            return "long_instruction"
-        for reason, value in exact.items():
-            if value and (reason, value) in self.seen:
-                return reason
-        if self.decontaminator.contaminated_by(instruction) or self.decontaminator.contaminated_by(response):
-            return "benchmark"
-        for part, text in {"instruction": instruction, "response": response, "code": bare_code(code)}.items():
-            if not self.near[part].is_new(text):
-                return f"near_duplicate_{part}"
-        self.seen |= set(exact.items())
-        return None
-
-
-def defined_names(code: str) -> tuple[frozenset[str], frozenset[str]]:
-    """The names of the functions and of the classes that `code` defines at its top level."""
-    body = ast.parse(code).body
-    functions = frozenset(node.name for node in body if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)))
-    return functions, frozenset(node.name for node in body if isinstance(node, ast.ClassDef))
-
-
-def bare_code(code: str) -> str:
-    """`code` without comments and docstrings; as it is where it is nested too deep to be written again."""
-    tree = ast.parse(code)
-    for node in ast.walk(tree):
-        if isinstance(node, (ast.Module, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)) and ast.get_docstring(node) is not None:
-            node.body = node.body[1:] or [ast.Pass()]
-    try:
-        return ast.unparse(tree)
-    except RecursionError:
-        return code
 
 
 # ----------------------------------------------------------------------------------------------------------- command line

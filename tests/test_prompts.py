@@ -2,13 +2,16 @@
 
 import ast
 import collections
+import re
 
 import pytest
 
 from decontamination import Decontaminator
+from prompting import LAYOUTS, PROMPTS, load_examples, parse_example, python_code
 from rows import BadInput
 from sandbox import Sandbox
-from selfcodealign import PROMPTS, draw_deck, load_examples, parse_example, program, python_code, split_response
+from seeds import functions, type_errors
+from selection import program, split_response
 
 EXAMPLES = load_examples(PROMPTS / "examples")
 
@@ -21,10 +24,21 @@ def test_every_example_passes_its_own_tests_and_fails_them_when_its_code_is_miss
     assert {name: result.outcome for name, result in gutted.items()} == dict.fromkeys(gutted, "failed")
 
 
-def test_every_example_would_pass_the_filter_that_samples_must_pass():
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_every_example_would_pass_the_filter_that_samples_must_pass(layout):
     for example in EXAMPLES:
-        sample = f"{example.response}\n</response>\n\n<tests>\n{example.tests}\n"
-        assert split_response(sample) == {"response": example.response, "tests": example.tests}, example.name
+        shot = layout.shot[layout.shot.index("{response}") :].format(response=example.response, tests=example.tests)
+        sample = shot.removesuffix(layout.stop[0])  # as the engine gives it
+        assert split_response(sample, layout) == {"response": example.response, "tests": example.tests}, example.name
+
+
+def test_the_judge_sees_seven_functions_that_stand_alone_and_both_verdicts():
+    text = (PROMPTS / "judge.md").read_text()
+    verdicts = re.findall(r"^\[Sufficient\]\n(Yes|No)$", text, re.MULTILINE)
+    assert len(verdicts) == 7 and 3 <= verdicts.count("No") <= 4
+    rows = functions("judge.py", python_code(text))
+    assert len(rows) == 7 and [row.get("reject") for row in rows] == [None] * 7
+    assert type_errors([row["code"] for row in rows]) == [None] * 7
 
 
 def test_the_examples_are_21_and_cover_every_category_and_difficulty():

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-import selfcodealign
 from conftest import ROOT
+from prompting import LAYOUTS
 from rows import read_rows, row_id
-from selfcodealign import LAYOUTS, Filters, NearDuplicates, Run, draw_deck, program, share_of_yes, split_response
+from selection import Filters, NearDuplicates, program, split_response
+from selfcodealign import Run, draw_deck, share_of_yes
 
 TICKS = "```"
 
