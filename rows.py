@@ -83,3 +83,7 @@ def write_atomically(path: Path, text: str):
     unfinished = path.with_name(path.name + ".unfinished")
     unfinished.write_text(text)
     os.replace(unfinished, path)
+
+
+def write_lines(path: Path, rows: list[dict]):
+    write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))

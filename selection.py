@@ -43,6 +43,15 @@ def program(response: str, tests: str) -> str:
     return f"{code}\n\n{python_code(tests)}\n"
 
 
+def short_test(tests: str) -> str | None:
+    """The beginning of the tests up to an assert, at most 5 lines, as the paper's main run puts it into instructions (C.1)."""
+    code, end = python_code(tests), None
+    for statement in ast.parse(code).body:
+        if statement.end_lineno <= 5 and isinstance(statement, ast.Assert):
+            end = statement.end_lineno
+    return "\n".join(code.splitlines()[:end]) if end else None
+
+
 class NearDuplicates:
     """Whether a text is nearly one seen before: MinHash of word 5-grams, 250 permutations, found by locality-sensitive hashing."""
 

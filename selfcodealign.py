@@ -45,9 +45,9 @@ from engine import Request, check_model, start_engine, stream
 from prompting import (
     CATEGORIES, DIFFICULTIES, LAYOUTS, PROMPTS, Example, concepts_prompt, instruction_prompt, judge_prompt, load_examples, response_prompt,
 )  # fmt: skip
-from rows import Appender, BadInput, digest, draw, progress, read_rows, row_id, write_atomically
-from sandbox import Sandbox, SandboxError
-from selection import Filters, NearDuplicates, program, split_response
+from rows import Appender, BadInput, digest, draw, progress, read_rows, row_id, write_atomically, write_lines
+from sandbox import OUTCOMES, Sandbox, SandboxError
+from selection import Filters, NearDuplicates, program, short_test, split_response
 
 # --------------------------------------------------------------------------------------------------------------- settings
 
@@ -67,6 +67,8 @@ SETTINGS = {  # name: (the paper's value where it has one, what it is)
     "difficulties": ("easy,medium,hard", "what its difficulty is drawn from; the few-shot examples are of these, too"),
     "decks": (16, "fixed few-shot draws per step, each prefilled once; 0 draws anew for each prompt, as the paper"),
     "layout": ("tags", "of the step instruction -> response: tags, or headings for a base model that does not follow tags"),
+    "test_in_instruction": (0.5, "share of the final examples whose instruction shows one of the tests, if it has a short one"),
+    "held_out": (0.0, "share of the tasks kept out of sft.jsonl, in heldout.jsonl, to score models on"),
     "timeout": (10.0, "seconds a program may run"),
     "memory_mb": (4096, "megabytes a program may use"),
 }
@@ -80,6 +82,7 @@ ENGINE = {  # where this start generates; nothing of it is remembered
     "tensor_parallel": (1, "GPUs that share one copy of the model"),
     "max_num_seqs": (None, "samples an engine works on at a time (default: vLLM's own on a GPU, 160 without)"),
 }
+SHARES = ("judge", "test_in_instruction", "held_out")
 PILOT_SEEDS = 200
 
 
@@ -155,8 +158,9 @@ def open_run(folder: Path, given: dict, engine_options: dict) -> Run:
         for key, known in (("categories", CATEGORIES), ("difficulties", DIFFICULTIES), ("layout", tuple(LAYOUTS))):
             if unknown := set(config[key].split(",")) - set(known):
                 raise BadInput(f"--{key} takes {', '.join(known)}, not {', '.join(sorted(unknown))!r}")
-        if not 0 <= config["judge"] <= 1:
-            raise BadInput(f"--judge takes a share from 0 to 1, not {config['judge']}")
+        for key in SHARES:
+            if not 0 <= config[key] <= 1:
+                raise BadInput(f"--{key.replace('_', '-')} takes a share from 0 to 1, not {config[key]}")
         check_model(config["model"])
         next(seeds.read_sources(config["source"]), None)  # a source that cannot be read leaves no run folder behind
         config |= {
@@ -455,17 +459,23 @@ class Meanwhile:
             raise self.problem
 
 
-def select(run: Run):
-    """Paper 2.3 and C: one passing response per instruction, then the filters; first come, first kept, in a drawn order.
+RECIPES = ("passing", "random", "random-subset", "failing")
 
-    Depends on nothing but the rows before it, so it is done as a whole each time, and its files are replaced as a whole.
+
+def select(run: Run, recipe: str = "passing"):
+    """Paper 2.3 and C: one response per instruction, then the filters; first come, first kept, in a drawn order.
+
+    `recipe` is a row of the paper's T9: which responses may be chosen. `passing` is the method, and makes sft.jsonl; another makes
+    sft-RECIPE.jsonl, of `random-subset` and `failing` as many examples as of `passing`. Depends on nothing but the rows before it, so it
+    is done as a whole each time, and its files are replaced as a whole.
     """
-    passed = {row["response_id"]: row for row in run.kept("executions")}
+    outcomes = {row["response_id"]: row["outcome"] for row in read_rows(run.path("executions"))}
+    wanted = {"passing": {"passed"}, "failing": set(OUTCOMES) - {"passed", "error"}}.get(recipe, set(OUTCOMES) - {"error"})
     seed_rows, concepts = ({row["id"]: row for row in run.kept(stage)} for stage in ("seeds", "concepts"))
     instructions = {row["id"]: row for row in run.kept("instructions")}
-    responses = [row for row in run.kept("responses") if row["id"] in passed]
+    responses = [row for row in run.kept("responses") if outcomes.get(row["id"]) in wanted]
     responses.sort(key=lambda row: digest(run.settings.seed, "selection", row["id"]))
-    reject_reason, chosen, final, considered = Filters(run.decontaminator), set(), [], []
+    reject_reason, chosen, final, held_out, considered = Filters(run.decontaminator), set(), [], [], []
     for row in progress(responses, desc="selection", unit="row"):
         task = instructions[row["instruction_id"]]
         if task["id"] in chosen:
@@ -473,10 +483,9 @@ def select(run: Run):
         else:
             chosen.add(task["id"])
             reason = reject_reason(task["instruction"], row["response"])
-        considered.append({"id": row_id("selection", row["id"]), "response_id": row["id"]} | ({"reject": reason} if reason else {}))
         if reason is None:
             seed = seed_rows[concepts[task["concepts_id"]]["seed_id"]]
-            final.append({
+            example = {
                 "id": row_id("sft", row["id"]),
                 "instruction": task["instruction"],
                 "response": row["response"],
@@ -490,9 +499,30 @@ def select(run: Run):
                 "concepts_id": task["concepts_id"],
                 "instruction_id": task["id"],
                 "response_id": row["id"],
-            })
-    write_atomically(run.path("selection"), "".join(json.dumps(row) + "\n" for row in considered))
-    write_atomically(run.path("sft"), "".join(json.dumps(row) + "\n" for row in final))
+            }
+            if chance(run, "held out", task["id"]) < run.settings.held_out:
+                reason = "held_out"
+                held_out.append(example)
+            else:
+                test = short_test(row["tests"]) if chance(run, "test in instruction", row["id"]) < run.settings.test_in_instruction else None
+                if test:
+                    example["instruction"] += f"\n\nYour code should pass this test:\n\n```python\n{test}\n```"
+                final.append(example | {"test_in_instruction": test is not None})
+        considered.append({"id": row_id("selection", row["id"]), "response_id": row["id"]} | ({"reject": reason} if reason else {}))
+    suffix = "" if recipe == "passing" else f"-{recipe}"
+    if recipe in ("random-subset", "failing"):
+        final = final[: sum(1 for _ in read_rows(run.path("sft")))]
+    write_lines(run.path(f"selection{suffix}"), considered)
+    write_lines(run.path(f"sft{suffix}"), final)
+    if recipe == "passing":
+        write_lines(run.path("heldout"), held_out)
+    else:
+        print(f"{len(final)} examples: {run.path(f'sft{suffix}')}")
+
+
+def chance(run: Run, *parts) -> float:
+    """A number from 0 to 1, always the same for the same parts."""
+    return draw(run.settings.seed, *parts) / 2**31
 
 
 # ----------------------------------------------------------------------------------------------------------- command line
@@ -575,11 +605,13 @@ def parse_arguments() -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
     for name in ("run", *STAGES, "report", "pilot"):
         command = commands.add_parser(name, argument_default=argparse.SUPPRESS, help=(STAGES[name].__doc__ if name in STAGES else None))
+        if name == "select":
+            command.add_argument("--recipe", choices=RECIPES, default="passing", help="which responses may be chosen (paper, T9)")
         if name == "pilot":
             command.add_argument("--full", type=positive(int), default=10_000, help="seeds of the full run to project to (default: 10000)")
         command.add_argument("--out", type=Path, required=True, help="the run folder")
         for key, (default, meaning) in (SETTINGS | ADJUSTABLE | ENGINE).items():
-            may_be_zero = key in ("seed", "decks", "temperature", "judge")
+            may_be_zero = key in ("seed", "decks", "temperature", *SHARES)
             kind = str if key in ("model", "server") else int if default is None else type(default)
             command.add_argument(
                 f"--{key.replace('_', '-')}", metavar=kind.__name__.upper(), help=f"{meaning} (default: {default})",
@@ -603,6 +635,8 @@ def main():
         if arguments.command != "run" and not (arguments.out / "config.json").exists() and arguments.command != "seeds":
             raise BadInput(f"{arguments.out} is not a run folder: start with `run` or `seeds`")
         run = open_run(arguments.out, given, engine_options)
+        if arguments.command == "select" and arguments.recipe != "passing":
+            return select(run, arguments.recipe)
         run_stages(run, {"run": list(STAGES), "report": []}.get(arguments.command, [arguments.command]))
     except (BadInput, SandboxError) as error:
         print(f"selfcodealign.py: {error}", file=sys.stderr)

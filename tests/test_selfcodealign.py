@@ -3,6 +3,7 @@
 import argparse
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,8 +15,8 @@ import pytest
 from conftest import ROOT
 from prompting import LAYOUTS
 from rows import read_rows, row_id
-from selection import Filters, NearDuplicates, program, split_response
-from selfcodealign import Run, draw_deck, share_of_yes
+from selection import Filters, NearDuplicates, program, short_test, split_response
+from selfcodealign import RECIPES, Run, draw_deck, share_of_yes
 
 TICKS = "```"
 
@@ -60,6 +61,16 @@ def test_a_main_block_goes_only_where_the_code_reads_input():
     tests = f"{TICKS}python\nassert f() == y - 1\n{TICKS}"
     assert "__main__" not in program(code, tests) and "y = 2" in program(code, tests)
     assert "__main__" in program(code.replace("input()", "2"), tests)
+
+
+def test_the_test_for_an_instruction_is_the_beginning_up_to_an_assert_within_five_lines():
+    def tests(*lines):
+        return f"{TICKS}python\n" + "\n".join(lines) + f"\n{TICKS}"
+
+    assert short_test(tests("x = f(1)", "assert x == 1", "", "assert f(2) == 2", "y = 3", "assert y")) == "x = f(1)\nassert x == 1\n\nassert f(2) == 2"
+    assert short_test(tests("assert f([", "    1, 2,", "]) == 3", "z = 1")) == "assert f([\n    1, 2,\n]) == 3"
+    assert short_test(tests("a = 1", "b = 2", "c = 3", "d = 4", "assert f(a, b,", "  c, d)")) is None
+    assert short_test(tests("def test():", "    assert f(1)", "test()")) is None
 
 
 class NoBenchmark:
@@ -165,6 +176,29 @@ def test_a_run_leaves_every_file_and_its_counts_add_up(whole):
     for row in read_rows(whole / "sft.jsonl"):
         subprocess.run([sys.executable, "-c", row["program"]], check=True, timeout=60)
     assert (whole / "report.html").read_text().count("<tr>") > 10
+
+
+def test_other_recipes_choose_other_responses_and_as_many(whole, model, tmp_path):
+    """On the rows of a real run, with every third program said to have passed."""
+    out = tmp_path / "recipes"
+    shutil.copytree(whole, out)
+    rows = [row | {"outcome": "failed" if n % 3 else "passed"} for n, row in enumerate(read_rows(whole / "executions.jsonl"))]
+    for row in rows:
+        row.pop("reject", None)
+        if row["outcome"] == "failed":
+            row["reject"] = "failed"
+    (out / "executions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    outcome = {row["response_id"]: row["outcome"] for row in rows}
+    chosen = {}
+    for recipe in RECIPES:
+        command = [sys.executable, ROOT / "selfcodealign.py", "select", "--out", out, "--recipe", recipe]
+        subprocess.run(command, check=True, capture_output=True, cwd=ROOT)
+        path = out / ("sft.jsonl" if recipe == "passing" else f"sft-{recipe}.jsonl")
+        chosen[recipe] = [row["response_id"] for row in read_rows(path)]
+    assert {outcome[identity] for identity in chosen["passing"]} == {"passed"}
+    assert {outcome[identity] for identity in chosen["failing"]} <= {"failed"}
+    assert chosen["random-subset"] == chosen["random"][: len(chosen["passing"])]
+    assert len(chosen["failing"]) <= len(chosen["passing"]) <= len(chosen["random"])
 
 
 def test_killed_in_every_stage_it_goes_on_and_each_row_is_there_once(whole, model, source, tmp_path):
