@@ -1,21 +1,50 @@
-"""eval.py against independent truth: EvalPlus's reference solutions, and statistics worked out elsewhere."""
+"""eval.py against independent truth: EvalPlus's own command and reference solutions, and statistics worked out elsewhere."""
 
 import gzip
+import itertools
 import json
 import math
+import multiprocessing
 import os
+import random
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
+from test_errors import refused
 
+from compare import pass_at, paired, summary
 from decontamination import OVERRIDES, load_benchmark
-from eval import paired, read_samples, summary
+from eval import Benchmark, check_folder, fenced_block, load, read_samples
 from rows import BadInput
+from scoring import check_all, make_patient
 
 needs_benchmark = pytest.mark.skipif(
     not all(os.environ.get(name) for name in OVERRIDES.values()),
     reason=f"set {' and '.join(OVERRIDES.values())} to EvalPlus's files",
 )
+slow = pytest.mark.skipif(not os.environ.get("SLOW"), reason="takes many minutes: set SLOW=1")
+TICKS = "```"
+
+
+def write_rows(path: Path, rows: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def first_tasks(benchmark: str, number: int, folder: Path) -> dict[str, str]:
+    """The environment in which a benchmark has only its first tasks, and HumanEval/32."""
+    path = Path(os.environ[OVERRIDES[benchmark]])
+    lines = (gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()).splitlines(keepends=True)
+    lines = [line for n, line in enumerate(lines) if n < number or b'"HumanEval/32"' in line]
+    (folder / f"{benchmark}.jsonl").write_bytes(b"".join(lines))
+    return {OVERRIDES[benchmark]: str(folder / f"{benchmark}.jsonl")}
+
+
+# ---------------------------------------------------------------------------------------------------------------- scoring
 
 
 @needs_benchmark
@@ -33,21 +62,114 @@ def test_reference_solutions_pass_and_wrong_ones_do_not(benchmark, tmp_path, com
             rows.append({"task_id": task_id, "completion": task["canonical_solution"]})
         else:
             rows.append({"task_id": task_id, "solution": task["prompt"] + task["canonical_solution"]})
-    samples = tmp_path / "samples.jsonl"
-    samples.write_text("".join(json.dumps(row) + "\n" for row in rows if row["task_id"] in chosen))
-    done = command("eval.py", "--samples", samples, "--benchmark", benchmark, "--out", tmp_path / "result", "--limit", len(chosen))
+    samples = write_rows(tmp_path / "samples.jsonl", rows)
+    score = ["eval.py", "--samples", samples, "--benchmark", benchmark, "--out", tmp_path / "result", "--limit", len(chosen)]
+    done = command(*score)
     assert done.returncode == 0, done.stderr[-2000:]
     result = json.loads((tmp_path / "result" / "result.json").read_text())
     assert result["tasks"] == {task_id: {"base": task_id not in wrong, "plus": task_id not in wrong} for task_id in chosen}
     assert result["plus"]["k"] == 12 and result["plus"]["n"] == 16 and result["dataset_md5"] == file_hash
+    assert result["dataset_version"] in ("HumanEval+ v0.1.10", "MBPP+ v0.2.0")
 
-    again = ["--samples", samples, "--benchmark", benchmark, "--out", tmp_path / "result", "--limit", len(chosen)]
-    assert "12 of 16" in command("eval.py", *again).stdout
+    assert "12 of 16" in command(*score).stdout
+    (tmp_path / "result" / "result.json").unlink()  # killed before its end: the verdicts on disk stand
+    assert "12 of 16" in command(*score).stdout
     samples.write_text(samples.read_text() + "\n")
-    assert "another fingerprint" in command("eval.py", *again).stderr  # never an old result for new samples
+    refused(command(*score), "another fingerprint")  # never an old result for new samples
 
     itself = command("eval.py", "--compare", tmp_path / "result", tmp_path / "result")
     assert itself.returncode == 0 and "fixed 0, broken 0, exact McNemar p = 1" in itself.stdout
+
+
+def answers_of_all_kinds(tasks: dict[str, dict]) -> list[dict]:
+    """For each task one answer; by turns right, right after 2 s, and wrong in one way after another."""
+    rows = []
+    for number, (task_id, task) in enumerate(tasks.items()):
+        name, right = task["entry_point"], task["prompt"] + task["canonical_solution"]
+        kinds = [
+            right,
+            f"def {name}(*arguments):\n    return 'no such answer'",
+            f"{right}\nimport time\nhonest, {name} = {name}, None\ndef {name}(*arguments, calls=[]):\n"
+            "    calls or time.sleep(2)\n    calls.append(1)\n    return honest(*arguments)",
+            f"def {name}(*arguments):\n    while True:\n        pass",
+            f"def {name}(:",
+            f"import os\ndef {name}(*arguments):\n    os._exit(0)",
+            f"{right}\nraise SystemExit(0)",
+            f"def {name}(*arguments):\n    return {name}(*arguments)",
+            f"def {name}(*arguments):\n    return [0] * 10**10",
+            f"def other(*arguments):\n    return {name}",
+            right.replace("return ", "return None or ", 1),
+        ]
+        rows.append({"task_id": task_id, "solution": kinds[number % len(kinds)]})
+    return rows
+
+
+@needs_benchmark
+@pytest.mark.parametrize(
+    "benchmark, number", [("humaneval", 11), ("mbpp", 11), pytest.param("humaneval", 164, marks=slow), pytest.param("mbpp", 378, marks=slow)]
+)
+def test_verdicts_are_those_of_evalplus_own_command(benchmark, number, tmp_path, command, monkeypatch):
+    env = first_tasks(benchmark, number, tmp_path) | {"XDG_CACHE_HOME": str(tmp_path)}
+    monkeypatch.setenv(*list(env.items())[0])
+    tasks, _ = load_benchmark(benchmark)
+    samples = write_rows(tmp_path / "samples.jsonl", answers_of_all_kinds(tasks))
+    evalplus = subprocess.Popen(
+        [sys.executable, "-m", "evalplus.evaluate", "--dataset", benchmark, "--samples", samples, "--min-time-limit", "4.0", "--parallel", "1"],
+        env=os.environ | env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    done = command("eval.py", "--samples", samples, "--benchmark", benchmark, "--out", tmp_path / "ours", env=env)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert evalplus.wait() == 0, evalplus.stderr.read()[-2000:]
+    theirs = json.loads((tmp_path / "samples_eval_results.json").read_text())["eval"]
+    verdicts = {}
+    for task_id, [sample] in theirs.items():
+        base = sample["base_status"] == "pass"
+        verdicts[task_id] = {"base": base, "plus": base and sample["plus_status"] == "pass"}
+    ours = json.loads((tmp_path / "ours" / "result.json").read_text())["tasks"]
+    assert ours == verdicts and len(ours) >= number
+    assert {True, False} == {verdict["plus"] for verdict in ours.values()}
+
+
+def spin():
+    while True:
+        pass
+
+
+@needs_benchmark
+def test_a_busy_machine_changes_no_verdict():
+    tasks, _ = load_benchmark("humaneval")
+    chosen = {task_id: tasks[task_id] for task_id in list(tasks)[:2]}
+    late = "\nimport time\nhonest, {0} = {0}, None\ndef {0}(*arguments, calls=[]):\n    calls.append(time.process_time())\n"
+    late += "    while len(calls) == 1 and time.process_time() < calls[0] + {1}:\n        pass\n    return honest(*arguments)"
+    solutions, expected = {}, {}
+    for (task_id, task), seconds in zip(chosen.items(), (2.4, 5)):
+        right = task["prompt"] + task["canonical_solution"]
+        solutions[task_id] = [right, right + late.format(task["entry_point"], seconds)]
+        expected |= {(task_id, solutions[task_id][0]): True, (task_id, solutions[task_id][1]): seconds < 4}
+    burners = [multiprocessing.Process(target=spin, daemon=True) for _ in os.sched_getaffinity(0)]
+    for burner in burners:
+        burner.start()
+    try:
+        verdicts = {(task_id, solution): verdict for task_id, solution, verdict in check_all("humaneval", chosen, solutions, workers=2)}
+    finally:
+        for burner in burners:
+            burner.kill()
+    assert {key: verdict["base"] == "pass" and verdict["plus"] == "pass" for key, verdict in verdicts.items()} == expected
+
+
+def test_a_limit_of_evalplus_that_kills_it_does_no_harm(monkeypatch):
+    monkeypatch.setenv("EVALPLUS_TIMEOUT_PER_TASK", "60")
+    process = multiprocessing.get_context("spawn").Process(target=make_patient_and_check)
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+
+
+def make_patient_and_check():
+    make_patient()
+    from evalplus.eval import untrusted_check
+
+    assert untrusted_check("humaneval", "def f(x): return x", [[1]], "f", [1], 0, [0.0], True)[0] == "pass"
 
 
 @needs_benchmark
@@ -61,13 +183,17 @@ def test_a_packed_benchmark_file_has_the_hash_of_its_contents(tmp_path, monkeypa
         assert len(tasks) == 164 and file_hash == "fe585eb4df8c88d844eeb463ea4d0302"
 
 
+# ------------------------------------------------------------------------------------------------------- input and answers
+
+
 @pytest.mark.parametrize(
     "lines, says",
     [
         (['{"task_id": "A/0", "solution": "x"}', "{oops"], ":2: not a JSON object"),
         (['{"task_id": "A/0", "answer": "x"}'], ":1: not a JSON object"),
+        (['{"task_id": "A/0", "solution": null}'], ":1: not a JSON object"),
         (['{"task_id": "B/0", "solution": "x"}'], ":1: the benchmark has no task B/0"),
-        (['{"task_id": "A/0", "solution": "x"}'] * 2, ":2: a second sample"),
+        (['{"task_id": "A/0", "solution": "x"}'] * 2 + ['{"task_id": "A/1", "solution": "x"}'], "1 samples of A/1 and 2 of A/0"),
         (['{"task_id": "A/0", "solution": "x"}'], "no sample of 1 of 2 tasks, A/1"),
     ],
 )
@@ -75,11 +201,135 @@ def test_a_bad_samples_file_is_refused(lines, says, tmp_path):
     path = tmp_path / "samples.jsonl"
     path.write_text("\n".join(lines))
     with pytest.raises(BadInput) as error:
-        read_samples(path, {"A/0": {"prompt": ""}, "A/1": {"prompt": ""}})
+        read_samples(path, Benchmark("any", {"A/0": {"prompt": ""}, "A/1": {"prompt": ""}}, ""))
     assert says in str(error.value)
 
 
-def test_the_statistics_are_those_of_the_literature():
+@pytest.mark.parametrize(
+    "text, code",
+    [
+        (f"Sure.\n{TICKS}python\n@cache\ndef f(x):\n    return x\n{TICKS}\nDone.", "@cache\ndef f(x):\n    return x\n"),
+        (f"{TICKS}sh\npip install x\n{TICKS}\n{TICKS}py\ndef f(x): pass\n{TICKS}\n{TICKS}\nf(1)\n{TICKS}", "def f(x): pass\n"),
+        (f"1. So:\n   {TICKS}python\n   def f(x):\n       return x\n   {TICKS}", "def f(x):\n    return x\n"),
+        (f"{TICKS}python\ndef f(x):\n    return x", "def f(x):\n    return x"),  # the answer ran out of tokens
+        ("def f(x): return x", "def f(x): return x"),
+        (f"{TICKS}\ndef f_of(x): pass\n{TICKS}\n{TICKS}\ndef f(x): pass\n{TICKS}", "def f(x): pass\n"),
+    ],
+)
+def test_the_code_of_a_chat_answer_is_its_fenced_block(text, code):
+    assert fenced_block(text, "f") == code
+
+
+def test_a_failed_start_does_not_block_the_corrected_command(tmp_path):
+    check_folder(tmp_path / "none", {"prompt": "auto"})
+    (tmp_path / "settings.json").write_text('{"prompt": "evalplus"}')
+    (tmp_path / "answers.jsonl").touch()
+    check_folder(tmp_path, {"prompt": "completion"})
+    (tmp_path / "answers.jsonl").write_text("{}\n")
+    with pytest.raises(BadInput, match="another prompt"):
+        check_folder(tmp_path, {"prompt": "completion"})
+    (tmp_path / "settings.json").unlink()
+    with pytest.raises(BadInput, match="not a result folder"):
+        check_folder(tmp_path, {"prompt": "completion"})
+
+
+def test_wrong_options_are_refused(command, tmp_path, model):
+    out = ["--benchmark", "humaneval", "--out", tmp_path / "out"]
+    refused(command("eval.py", "--model", model, "--samples", 3, *out), "--temperature")
+    refused(command("eval.py", "--model", model, "--samples", "file.jsonl", *out), "number of answers")
+    refused(command("eval.py", "--model", model, model, *out), "2 --out folders")
+    refused(command("eval.py", "--model", model, "--benchmark", "self", "--out", tmp_path / "out"), "--data")
+    refused(command("eval.py", "--samples", tmp_path / "none.jsonl", *out), "none.jsonl")
+    assert not (tmp_path / "out").exists()
+
+
+# -------------------------------------------------------------------------------------------------------- self-made tasks
+
+
+def self_made(folder: Path) -> Path:
+    rows = []
+    for number in range(4):
+        rows.append({
+            "id": f"task{number}",
+            "instruction": f"Write a function `add{number}(x)` that returns x plus {number}.",
+            "tests": f"{TICKS}python\nassert add{number}(1) == {number + 1}\n{TICKS}",
+        })
+    return write_rows(folder / "heldout.jsonl", rows)
+
+
+def test_self_made_tasks_are_scored_by_their_own_tests(tmp_path, command):
+    data = self_made(tmp_path)
+    good = [f"So:\n{TICKS}python\ndef add{number}(x):\n    return x + {number}\n{TICKS}" for number in range(4)]
+    bad = [good[1], f"{TICKS}python\ndef add1(x)\n    input(\n{TICKS}", "no code", f"{TICKS}python\nimport sys\nsys.exit(0)\n{TICKS}"]
+    for name, answers in (("good", good), ("bad", bad)):
+        samples = write_rows(tmp_path / f"{name}.jsonl", [{"task_id": f"task{n}", "solution": text} for n, text in enumerate(answers)])
+        done = command("eval.py", "--samples", samples, "--benchmark", "self", "--data", data, "--out", tmp_path / name)
+        assert done.returncode == 0, done.stderr[-2000:]
+    result = json.loads((tmp_path / "good" / "result.json").read_text())
+    assert result["base"]["k"] == 4 and "plus" not in result and result["tasks"]["task0"] == {"base": True}
+    assert json.loads((tmp_path / "bad" / "result.json").read_text())["base"]["k"] == 0
+
+    flagged = tmp_path / "flagged.json"
+    flagged.write_text('["task0", "task1", "HumanEval/7"]')
+    pair = ["--compare", tmp_path / "bad", tmp_path / "good", "--flagged", flagged, "--out", tmp_path / "page"]
+    done = command("eval.py", *pair)
+    assert done.returncode == 0 and "fixed 4, broken 0, exact McNemar p = 0.125" in done.stdout, done.stderr
+    comparison = json.loads((tmp_path / "page" / "compare.json").read_text())
+    assert comparison["without_flagged"][0]["b"]["n"] == 2 and comparison["without_flagged"][0]["p"] == 0.5
+    assert [(change["task_id"], change["change"], change["b"]) for change in comparison["changes"]] == [
+        (f"task{number}", "fixed", good[number]) for number in range(4)
+    ]
+    page = (tmp_path / "page" / "compare.html").read_text()
+    assert "def add1(x)\n    input(" in page and "src=" not in page and "href=" not in page
+    done = command("eval.py", "--table", tmp_path / "bad", tmp_path / "good", tmp_path / "good", "--out", tmp_path / "page")
+    assert "100.0 (4/4)" in done.stdout and "0.0 (0/4)" in done.stdout and (tmp_path / "page" / "table.html").exists()
+    flagged.write_text("{}")
+    refused(command("eval.py", *pair), "flagged.json")
+
+
+@pytest.mark.parametrize("tests", ["", "assert f(1)", f"{TICKS}python\n{TICKS}"])
+def test_a_self_made_task_without_tests_is_refused(tests, tmp_path):
+    data = write_rows(tmp_path / "data.jsonl", [{"id": "a", "instruction": "Write f.", "tests": tests}])
+    with pytest.raises(BadInput, match=":1: a task needs"):
+        load("self", data)
+
+
+# ------------------------------------------------------------------------------------------------------------- generation
+
+
+@needs_benchmark
+def test_killed_generation_goes_on_and_every_prompt_is_the_one_wanted(tmp_path, command, model):
+    command_line = [
+        "eval.py", "--model", model, "--benchmark", "humaneval", "self", "--data", self_made(tmp_path), "--limit", 6, "--out", tmp_path / "out",
+        "--samples", 2, "--temperature", 0.8, "--max-tokens", 64, "--prompt", "paper",
+    ]  # fmt: skip
+    root = Path(__file__).parent.parent
+    process = subprocess.Popen([sys.executable, *map(str, command_line)], cwd=root, start_new_session=True, stderr=subprocess.DEVNULL)
+    answers = tmp_path / "out" / "humaneval" / "answers.jsonl"
+    while process.poll() is None and not (answers.exists() and answers.stat().st_size):
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    before = [line for line in answers.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+    assert before and not (tmp_path / "out" / "humaneval" / "result.json").exists()
+    answers.write_bytes(b"".join(before) + b'{"id": "torn')
+    done = command(*command_line)
+    assert done.returncode == 0, done.stderr[-2000:]
+    after = answers.read_bytes().splitlines(keepends=True)
+    rows = [json.loads(line) for line in after]
+    assert after[: len(before)] == before
+    assert {(row["task_id"], row["sample"]) for row in rows} == {(f"HumanEval/{n}", sample) for n in range(6) for sample in range(2)}
+    assert len(rows) == 12 and all(row["prompt"] == "paper" and "<|im_start|>assistant" in row["asked"] for row in rows)
+    result = json.loads((tmp_path / "out" / "humaneval" / "result.json").read_text())
+    assert result["base"]["n"] == 12 and result["prompt_used"] == "paper" and len(result["tasks"]) == 6
+    assert json.loads((tmp_path / "out" / "self" / "result.json").read_text())["base"]["n"] == 8
+    refused(command(*command_line, "--seed", 1), "another seed")
+
+
+# ------------------------------------------------------------------------------------------------------------- statistics
+
+
+def test_mcnemar_and_its_interval_on_a_table_of_the_literature():
     # Agresti, Categorical Data Analysis (2002), table 10.1: approval ratings, 86 and 150 of 1600 changed their mind.
     # McNemar's chi-square is 17.36 there; the exact p is twice the binomial tail, summed by hand here.
     pairs = [(True, True)] * 794 + [(True, False)] * 150 + [(False, True)] * 86 + [(False, False)] * 570
@@ -88,8 +338,42 @@ def test_the_statistics_are_those_of_the_literature():
     assert math.isclose(test["p"], 2 * tail, rel_tol=1e-9)
     assert test["fixed"] == 86 and test["broken"] == 150 and math.isclose(test["difference"], -0.04)
     assert abs(test["low"] - -0.0587) < 2e-4 and abs(test["high"] - -0.0213) < 2e-4  # 10.1.1 gives (-0.06, -0.02)
-    # Wilson's interval of 2 of 10 by its formula.
-    z, p, n = 1.959964, 0.2, 10
-    centre, half = (p + z * z / 2 / n) / (1 + z * z / n), z * math.sqrt(p * (1 - p) / n + z * z / 4 / n / n) / (1 + z * z / n)
-    interval = summary({str(i): {"base": i < 2} for i in range(10)}, "base")["interval"]
-    assert math.isclose(interval[0], centre - half, rel_tol=1e-5) and math.isclose(interval[1], centre + half, rel_tol=1e-5)
+
+
+def test_the_statistics_by_their_definitions_on_random_tables():
+    random_table = random.Random(0)
+    for _ in range(200):
+        pairs = [(random_table.random() < 0.5, random_table.random() < 0.7) for _ in range(random_table.randint(1, 14))]
+        test, changed = paired(pairs), [b - a for a, b in pairs if a != b]
+        # exact McNemar: of all ways to flip the changed tasks, the share that is at least as one-sided
+        flips = [abs(sum(signs)) for signs in itertools.product((-1, 1), repeat=len(changed))]
+        assert math.isclose(test["p"], sum(flip >= abs(sum(changed)) for flip in flips) / len(flips))
+        # Agresti and Min: Wald's interval after half a task more in each cell of the table
+        cells = {cell: pairs.count(cell) + 0.5 for cell in itertools.product((False, True), repeat=2)}
+        n = sum(cells.values())
+        values = [(b - a, count / n) for (a, b), count in cells.items()]
+        mean = sum(value * share for value, share in values)
+        variance = sum((value - mean) ** 2 * share for value, share in values)
+        half = 1.959964 * math.sqrt(variance / n)
+        assert math.isclose(test["low"], mean - half, abs_tol=1e-12) and math.isclose(test["high"], mean + half, abs_tol=1e-12)
+        # Wilson: the shares from which the seen one is just 1.96 standard errors away
+        part = summary([[b] for _, b in pairs])
+        share = part["pass@1"]
+        assert share == sum(b for _, b in pairs) / len(pairs) and part["n"] == len(pairs)
+        for end in part["interval"]:
+            if 1e-9 < end < 1 - 1e-9:
+                assert math.isclose(abs(share - end), 1.959964 * math.sqrt(end * (1 - end) / len(pairs)), rel_tol=1e-5)
+
+
+def test_pass_at_k_is_the_share_of_draws_with_a_pass():
+    from evalplus.eval import estimate_pass_at_k
+
+    for n, passing, k in itertools.product(range(1, 7), range(7), range(1, 7)):
+        if passing <= n and k <= n:
+            draws = list(itertools.combinations([True] * passing + [False] * (n - passing), k))
+            assert math.isclose(pass_at(k, n, passing), sum(map(any, draws)) / len(draws))
+            assert math.isclose(pass_at(k, n, passing), estimate_pass_at_k(n, [passing], k)[0], abs_tol=1e-12)
+    tasks = [[True] * 2 + [False] * 3, [False] * 5, [True] * 5]
+    part = summary(tasks)
+    assert part["k"] == 7 and part["n"] == 15 and math.isclose(part["pass@1"], 7 / 15) and math.isclose(part["pass@5"], 2 / 3)
+    assert part["interval"][0] < 7 / 15 < part["interval"][1]

@@ -1,0 +1,220 @@
+"""Is one model better than another? Statistics and pages over the result folders of eval.py, which calls this.
+
+    python eval.py --compare DIR_A DIR_B [--flagged FILE] [--out DIR]     paired: difference, exact test, every task fixed or broken
+    python eval.py --table DIR DIR DIR ... [--out DIR]                    pass@1 of several models (the layout of the paper's T1 and T9)
+
+A folder is one model's: a result.json of one benchmark, or a subfolder with one for each. Both print text; --out gets the same as JSON and
+as one page, compare.html with both answers of each task side by side. HumanEval+ has 164 tasks, so one score's standard error is near
+4 points; the paired test, on both benchmarks together, sees much smaller differences.
+"""
+
+import json
+import math
+from pathlib import Path
+
+import jinja2
+from scipy.stats import binomtest
+
+from rows import BadInput, write_atomically
+
+Z = 1.959964  # of a 95 % interval
+BENCHMARKS = {"humaneval": "HumanEval", "mbpp": "MBPP", "self": "self-made"}
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+# ------------------------------------------------------------------------------------------------------------- statistics
+
+
+def pass_at(k: int, n: int, passing: int) -> float:
+    """The chance that of k samples, drawn from n of which some pass, at least one does: unbiased for pass@k."""
+    return 1 - math.comb(n - passing, k) / math.comb(n, k)
+
+
+def summary(passes: list[list[bool]]) -> dict:
+    """Of a task's samples, task by task, whether they pass: passing k of n in all, pass@1 with its 95 % interval, and other pass@k.
+
+    One sample per task: Wilson's interval. Several: tasks are what is sampled, so the normal interval of the tasks' means."""
+    samples = len(passes[0])
+    k, n = sum(map(sum, passes)), samples * len(passes)
+    if samples == 1 or len(passes) == 1:
+        wilson = binomtest(k, n).proportion_ci(method="wilson")
+        interval = [wilson.low, wilson.high]
+    else:
+        spread = sum((sum(task) / samples - k / n) ** 2 for task in passes) / (len(passes) - 1)
+        half = Z * math.sqrt(spread / len(passes))
+        interval = [max(0.0, k / n - half), min(1.0, k / n + half)]
+    at = {f"pass@{size}": sum(pass_at(size, samples, sum(task)) for task in passes) / len(passes) for size in (5, 10, 100) if size <= samples}
+    return {"k": k, "n": n, "pass@1": k / n, "interval": interval, **at}
+
+
+def paired(pairs: list[tuple[bool, bool]]) -> dict:
+    """Difference of two paired proportions, with Agresti and Min's adjusted Wald interval (2005) and the exact two-sided McNemar p."""
+    fixed, broken = sum(b > a for a, b in pairs), sum(a > b for a, b in pairs)
+    n, gained, lost = len(pairs) + 2, fixed + 0.5, broken + 0.5
+    centre = (gained - lost) / n
+    half = Z * ((gained + lost - (gained - lost) ** 2 / n) ** 0.5) / n
+    p = binomtest(fixed, fixed + broken).pvalue if fixed + broken else 1.0
+    return {"difference": (fixed - broken) / len(pairs), "low": centre - half, "high": centre + half, "fixed": fixed, "broken": broken, "p": p}
+
+
+# ----------------------------------------------------------------------------------------------------------------- reading
+
+
+def suites(result: dict) -> list[tuple[str, str]]:
+    """(key, name) of what a result scores: the benchmark's own tests, and those that EvalPlus added."""
+    return [(suite, result["benchmark"] + ("+" if suite == "plus" else "")) for suite in next(iter(result["tasks"].values()))]
+
+
+def read_results(folder: Path) -> dict[str, dict]:
+    """The results of a folder by benchmark, each with its own `folder`."""
+    files = [folder / "result.json"] if (folder / "result.json").is_file() else sorted(folder.glob("*/result.json"))
+    found = {}
+    for file in files:
+        try:
+            result = json.loads(file.read_text())
+            result["tasks"], result["benchmark"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise BadInput(f"no result in {file}: {error!r}") from None
+        if result["benchmark"] in found:
+            raise BadInput(f"{folder} holds two results of {result['benchmark']}: name the folder of one")
+        found[result["benchmark"]] = result | {"folder": str(file.parent)}
+    if not found:
+        raise BadInput(f"no result in {folder}: neither it nor a subfolder has a result.json")
+    return {name: found[name] for name in BENCHMARKS if name in found}
+
+
+def read_flagged(file: Path | None) -> set[str]:
+    try:
+        flagged = json.loads(file.read_text()) if file else []
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{file}: {error}") from None
+    if not isinstance(flagged, list) or not all(isinstance(task_id, str) for task_id in flagged):
+        raise BadInput(f"{file} is not a JSON list of task ids")
+    return set(flagged)
+
+
+def read_solutions(result: dict) -> dict[str, str]:
+    path = Path(result["folder"]) / "samples.jsonl"
+    try:
+        return {row["task_id"]: row["solution"] for row in map(json.loads, path.read_text().splitlines())}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BadInput(f"cannot read the answers of {path}: {error!r}") from None
+
+
+def describe(result: dict) -> str:
+    return result["samples_file"] or f"{result['model']}, {result['prompt_used']} prompt"
+
+
+# -------------------------------------------------------------------------------------------------------------- comparison
+
+
+def compare(folder_a: Path, folder_b: Path, out: Path | None = None, flagged_file: Path | None = None):
+    """Print the paired comparison of two result folders, and write it to compare.json and compare.html of `out`. Raises BadInput."""
+    a, b = read_results(folder_a), read_results(folder_b)
+    if a.keys() != b.keys() or any(a[name]["tasks"].keys() != b[name]["tasks"].keys() for name in a):
+        raise BadInput(f"{folder_a} and {folder_b} were not scored on the same tasks")
+    if any("passing_samples" in result for result in [*a.values(), *b.values()]):
+        raise BadInput("the paired comparison takes one sample per task; --table shows results with several")
+    flagged = read_flagged(flagged_file)
+    comparison = {"a": side(folder_a, a), "b": side(folder_b, b), "suites": compare_suites(a, b, set())}
+    if flagged_file:
+        comparison |= {"flagged": sorted(flagged), "without_flagged": compare_suites(a, b, flagged)}
+    comparison["changes"] = changes(a, b)
+    print_comparison(comparison)
+    if out:
+        for name in a:
+            add_answers([change for change in comparison["changes"] if change["benchmark"] == name], a[name], b[name])
+        write_page(out, "compare", comparison)
+
+
+def side(folder: Path, results: dict[str, dict]) -> dict:
+    return {"folder": str(folder), "what": list(dict.fromkeys(map(describe, results.values())))}
+
+
+def compare_suites(a: dict[str, dict], b: dict[str, dict], without: set[str]) -> list[dict]:
+    """Both scores and their paired difference of each suite, and of HumanEval+ and MBPP+ together where both are there."""
+    pairs = {}
+    for benchmark in a:
+        for suite, name in suites(a[benchmark]):
+            tasks_a, tasks_b = a[benchmark]["tasks"], b[benchmark]["tasks"]
+            pairs[name] = [(tasks_a[task_id][suite], tasks_b[task_id][suite]) for task_id in tasks_a if task_id not in without]
+    if {"humaneval+", "mbpp+"} <= pairs.keys():
+        pairs["both+"] = pairs["humaneval+"] + pairs["mbpp+"]
+    return [
+        {"suite": name, "a": summary([[first] for first, _ in found]), "b": summary([[second] for _, second in found]), **paired(found)}
+        for name, found in pairs.items()
+        if found
+    ]
+
+
+def changes(a: dict[str, dict], b: dict[str, dict]) -> list[dict]:
+    """The tasks whose verdict differs by the benchmark's strictest tests."""
+    found = []
+    for benchmark in a:
+        suite, _ = suites(a[benchmark])[-1]
+        for task_id, verdict in a[benchmark]["tasks"].items():
+            if verdict[suite] != b[benchmark]["tasks"][task_id][suite]:
+                found.append({"benchmark": benchmark, "task_id": task_id, "change": "broken" if verdict[suite] else "fixed"})
+    return found
+
+
+def add_answers(found: list[dict], a: dict, b: dict):
+    for key, result in (("a", a), ("b", b)):
+        solutions = read_solutions(result)
+        for change in found:
+            change[key] = solutions[change["task_id"]]
+
+
+def print_comparison(comparison: dict):
+    for name in ("a", "b"):
+        print(f"{name.upper()} = {comparison[name]['folder']} ({'; '.join(comparison[name]['what'])})")
+    for suite in comparison["suites"]:
+        print(line(suite))
+    if "flagged" in comparison:
+        print(f"without the tasks among {len(comparison['flagged'])} flagged as contaminated:")
+        for suite in comparison["without_flagged"]:
+            print(line(suite))
+    for kind in ("fixed", "broken"):
+        ids = [change["task_id"] for change in comparison["changes"] if change["change"] == kind]
+        if ids:
+            print(f"{kind}: {', '.join(ids[:20])}" + (f" and {len(ids) - 20} more" if len(ids) > 20 else ""))
+
+
+def line(suite: dict) -> str:
+    a, b = suite["a"], suite["b"]
+    return (
+        f"{suite['suite']:<11} A {a['k']}/{a['n']} = {a['pass@1']:.1%}   B {b['k']}/{b['n']} = {b['pass@1']:.1%}   "
+        f"B - A {suite['difference']:+.1%} (95 % interval {suite['low']:+.1%} to {suite['high']:+.1%})   "
+        f"fixed {suite['fixed']}, broken {suite['broken']}, exact McNemar p = {suite['p']:.3g}"
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------------- table
+
+
+def table(folders: list[Path], out: Path | None = None):
+    """Print pass@1 (k/n) of each folder's model on each suite, as a Markdown table; write it to table.json and table.html of `out`."""
+    models = [(folder, read_results(folder)) for folder in folders]
+    names = list(dict.fromkeys(name for benchmark in BENCHMARKS for _, results in models if benchmark in results for _, name in suites(results[benchmark])))
+    rows = []
+    for folder, results in models:
+        scores = {name: result[suite] for result in results.values() for suite, name in suites(result)}
+        rows.append(side(folder, results) | {"scores": scores})
+    width = max(len(row["folder"]) for row in rows)
+    cells = [["folder".ljust(width), *names], ["-" * width, *("-" * 14 for _ in names)]]
+    for row in rows:
+        scores = (row["scores"].get(name) for name in names)
+        cells.append([row["folder"].ljust(width), *(f"{100 * part['pass@1']:.1f} ({part['k']}/{part['n']})" if part else "-" for part in scores)])
+    for first, *others in cells:
+        print("| " + " | ".join([first, *(cell.rjust(14) for cell in others)]) + " |")
+    if out:
+        write_page(out, "table", {"suites": names, "rows": rows})
+
+
+def write_page(out: Path, name: str, contents: dict):
+    """NAME.json and NAME.html of `out`."""
+    page = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True).get_template(f"{name}.html").render(contents)
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomically(out / f"{name}.json", json.dumps(contents, indent=2))
+    write_atomically(out / f"{name}.html", page)
+    print(f"page: {out / name}.html")
