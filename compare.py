@@ -18,7 +18,7 @@ from scipy.stats import binomtest
 from rows import BadInput, write_atomically
 
 Z = 1.959964  # of a 95 % interval
-BENCHMARKS = {"humaneval": "HumanEval", "mbpp": "MBPP", "self": "self-made"}
+SUITES = ("humaneval", "humaneval+", "mbpp", "mbpp+", "self")
 TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -43,8 +43,8 @@ def summary(passes: list[list[bool]]) -> dict:
         spread = sum((sum(task) / samples - k / n) ** 2 for task in passes) / (len(passes) - 1)
         half = Z * math.sqrt(spread / len(passes))
         interval = [max(0.0, k / n - half), min(1.0, k / n + half)]
-    at = {f"pass@{size}": sum(pass_at(size, samples, sum(task)) for task in passes) / len(passes) for size in (5, 10, 100) if size <= samples}
-    return {"k": k, "n": n, "pass@1": k / n, "interval": interval, **at}
+    larger = {size: [pass_at(size, samples, sum(task)) for task in passes] for size in (5, 10, 100) if size <= samples}
+    return {"k": k, "n": n, "pass@1": k / n, "interval": interval} | {f"pass@{size}": sum(at) / len(at) for size, at in larger.items()}
 
 
 def paired(pairs: list[tuple[bool, bool]]) -> dict:
@@ -54,7 +54,8 @@ def paired(pairs: list[tuple[bool, bool]]) -> dict:
     centre = (gained - lost) / n
     half = Z * ((gained + lost - (gained - lost) ** 2 / n) ** 0.5) / n
     p = binomtest(fixed, fixed + broken).pvalue if fixed + broken else 1.0
-    return {"difference": (fixed - broken) / len(pairs), "low": centre - half, "high": centre + half, "fixed": fixed, "broken": broken, "p": p}
+    difference = {"difference": (fixed - broken) / len(pairs), "low": centre - half, "high": centre + half}
+    return difference | {"fixed": fixed, "broken": broken, "p": p}
 
 
 # ----------------------------------------------------------------------------------------------------------------- reading
@@ -80,7 +81,14 @@ def read_results(folder: Path) -> dict[str, dict]:
         found[result["benchmark"]] = result | {"folder": str(file.parent)}
     if not found:
         raise BadInput(f"no result in {folder}: neither it nor a subfolder has a result.json")
-    return {name: found[name] for name in BENCHMARKS if name in found}
+    return {name: found[name] for name in SUITES if name in found}
+
+
+def make_folder(folder: Path):
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(f"cannot write to {folder}: {error}") from None
 
 
 def read_flagged(file: Path | None) -> set[str]:
@@ -93,12 +101,20 @@ def read_flagged(file: Path | None) -> set[str]:
     return set(flagged)
 
 
-def read_solutions(result: dict) -> dict[str, str]:
-    path = Path(result["folder"]) / "samples.jsonl"
+def read_answers(result: dict) -> dict[str, dict]:
+    """{task id: its answer and why that failed} of a result folder."""
+    folder = Path(result["folder"])
     try:
-        return {row["task_id"]: row["solution"] for row in map(json.loads, path.read_text().splitlines())}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BadInput(f"cannot read the answers of {path}: {error!r}") from None
+        samples, verdicts = ([json.loads(line) for line in (folder / name).open()] for name in ("samples.jsonl", "verdicts.jsonl"))
+        answers = {row["task_id"]: {"solution": row["solution"], "failure": ""} for row in samples}
+        for row in verdicts:
+            suite, status = [(suite, row[suite]) for suite in ("base", "plus") if row.get(suite)][-1]
+            if status != "pass":
+                where = f", input {row['failed_input']}" if row.get("failed_input") else ""
+                answers[row["task_id"]]["failure"] = f"{suite} tests: {status}{where} {row.get('detail', '')}".rstrip()
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise BadInput(f"cannot read the answers of {folder}: {error!r}") from None
+    return answers
 
 
 def describe(result: dict) -> str:
@@ -111,7 +127,7 @@ def describe(result: dict) -> str:
 def compare(folder_a: Path, folder_b: Path, out: Path | None = None, flagged_file: Path | None = None):
     """Print the paired comparison of two result folders, and write it to compare.json and compare.html of `out`. Raises BadInput."""
     a, b = read_results(folder_a), read_results(folder_b)
-    if a.keys() != b.keys() or any(a[name]["tasks"].keys() != b[name]["tasks"].keys() for name in a):
+    if {name: asked(result) for name, result in a.items()} != {name: asked(result) for name, result in b.items()}:
         raise BadInput(f"{folder_a} and {folder_b} were not scored on the same tasks")
     if any("passing_samples" in result for result in [*a.values(), *b.values()]):
         raise BadInput("the paired comparison takes one sample per task; --table shows results with several")
@@ -127,6 +143,11 @@ def compare(folder_a: Path, folder_b: Path, out: Path | None = None, flagged_fil
         write_page(out, "compare", comparison)
 
 
+def asked(result: dict) -> tuple[str | None, list[str]]:
+    """What a result was scored on: the hash of the benchmark's file, and the ids of its tasks."""
+    return result.get("dataset_md5"), sorted(result["tasks"])
+
+
 def side(folder: Path, results: dict[str, dict]) -> dict:
     return {"folder": str(folder), "what": list(dict.fromkeys(map(describe, results.values())))}
 
@@ -134,10 +155,11 @@ def side(folder: Path, results: dict[str, dict]) -> dict:
 def compare_suites(a: dict[str, dict], b: dict[str, dict], without: set[str]) -> list[dict]:
     """Both scores and their paired difference of each suite, and of HumanEval+ and MBPP+ together where both are there."""
     pairs = {}
-    for benchmark in a:
-        for suite, name in suites(a[benchmark]):
-            tasks_a, tasks_b = a[benchmark]["tasks"], b[benchmark]["tasks"]
-            pairs[name] = [(tasks_a[task_id][suite], tasks_b[task_id][suite]) for task_id in tasks_a if task_id not in without]
+    for benchmark, result in a.items():
+        tasks_b = b[benchmark]["tasks"]
+        for suite, name in suites(result):
+            counted = {task_id: verdict for task_id, verdict in result["tasks"].items() if task_id not in without}
+            pairs[name] = [(verdict[suite], tasks_b[task_id][suite]) for task_id, verdict in counted.items()]
     if {"humaneval+", "mbpp+"} <= pairs.keys():
         pairs["both+"] = pairs["humaneval+"] + pairs["mbpp+"]
     return [
@@ -159,10 +181,9 @@ def changes(a: dict[str, dict], b: dict[str, dict]) -> list[dict]:
 
 
 def add_answers(found: list[dict], a: dict, b: dict):
-    for key, result in (("a", a), ("b", b)):
-        solutions = read_solutions(result)
+    for key, answers in (("a", read_answers(a)), ("b", read_answers(b))):
         for change in found:
-            change[key] = solutions[change["task_id"]]
+            change[key] = answers[change["task_id"]]
 
 
 def print_comparison(comparison: dict):
@@ -195,16 +216,17 @@ def line(suite: dict) -> str:
 def table(folders: list[Path], out: Path | None = None):
     """Print pass@1 (k/n) of each folder's model on each suite, as a Markdown table; write it to table.json and table.html of `out`."""
     models = [(folder, read_results(folder)) for folder in folders]
-    names = list(dict.fromkeys(name for benchmark in BENCHMARKS for _, results in models if benchmark in results for _, name in suites(results[benchmark])))
     rows = []
     for folder, results in models:
         scores = {name: result[suite] for result in results.values() for suite, name in suites(result)}
         rows.append(side(folder, results) | {"scores": scores})
+    names = [name for name in SUITES if any(name in row["scores"] for row in rows)]
     width = max(len(row["folder"]) for row in rows)
     cells = [["folder".ljust(width), *names], ["-" * width, *("-" * 14 for _ in names)]]
     for row in rows:
-        scores = (row["scores"].get(name) for name in names)
-        cells.append([row["folder"].ljust(width), *(f"{100 * part['pass@1']:.1f} ({part['k']}/{part['n']})" if part else "-" for part in scores)])
+        scores = [row["scores"].get(name) for name in names]
+        texts = [f"{100 * part['pass@1']:.1f} ({part['k']}/{part['n']})" if part else "-" for part in scores]
+        cells.append([row["folder"].ljust(width), *texts])
     for first, *others in cells:
         print("| " + " | ".join([first, *(cell.rjust(14) for cell in others)]) + " |")
     if out:
@@ -214,7 +236,7 @@ def table(folders: list[Path], out: Path | None = None):
 def write_page(out: Path, name: str, contents: dict):
     """NAME.json and NAME.html of `out`."""
     page = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True).get_template(f"{name}.html").render(contents)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     write_atomically(out / f"{name}.json", json.dumps(contents, indent=2))
-    write_atomically(out / f"{name}.html", page)
+    write_atomically(out / f"{name}.html", page.encode("utf-8", "replace").decode())  # an answer may hold half a surrogate pair
     print(f"page: {out / name}.html")

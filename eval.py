@@ -26,9 +26,11 @@ answer, its reference included: 163 of 164 is the best there is. Its guard is no
 
 import argparse
 import contextlib
+import functools
 import hashlib
 import importlib.metadata
 import io
+import itertools
 import json
 import multiprocessing
 import os
@@ -47,12 +49,13 @@ from decontamination import load_benchmark
 from engine import Request, check_model, start_engine, stream
 from rows import Appender, BadInput, digest, draw, progress, read_rows, row_id, write_atomically
 from sandbox import SandboxError
-from scoring import ALWAYS_FAILS, MIN_TIME_LIMIT, check_all, run_all
+from scoring import ALWAYS_FAILS, LOAD_FACTOR, MIN_TIME_LIMIT, check_all, run_all
 from selfcodealign import PROMPTS, load_examples, python_code, response_prompt
 
 CONTEXT = 2048  # tokens of prompt and answer, EvalPlus's own
 KNOWN_VERSIONS = {"fe585eb4df8c88d844eeb463ea4d0302": "HumanEval+ v0.1.10", "ee43ecabebf20deef4bb776a405ac5b1": "MBPP+ v0.2.0"}
 
+PROMPT_KINDS = ("auto", "completion", "evalplus", "paper")
 PAPER_PROMPT = "Write a Python function that solves the task below. Answer with the complete code in one fenced block.\n\n```python\n{}```"
 
 
@@ -70,15 +73,21 @@ def load(name: str, data: Path | None) -> Benchmark:
     """A benchmark with all its tasks; those of `self` are the rows {id, instruction, tests} of `data`. Raises BadInput."""
     if name != "self":
         return Benchmark(name, *load_benchmark(name))
-    if data is None or not data.is_file():
-        raise BadInput("--benchmark self needs --data FILE: rows with `id`, `instruction` and `tests`" if data is None else f"no such data file: {data}")
+    if data is None:
+        raise BadInput("--benchmark self needs --data FILE: rows with `id`, `instruction` and `tests`")
+    if not data.is_file():
+        raise BadInput(f"no such data file: {data}")
     tasks = {}
-    for number, row in enumerate(read_rows(data), 1):
-        if not all(isinstance(row.get(key), str) for key in ("id", "instruction", "tests")) or not python_code(row["tests"]):
-            raise BadInput(f"{data}:{number}: a task needs the texts `id`, `instruction` and `tests`, the tests in a ```python block")
+    for number, line in enumerate(data.read_bytes().splitlines(), 1):
+        try:
+            row = json.loads(line)
+            task = {"prompt": row["instruction"], "tests": row["tests"]}
+            assert all(isinstance(text, str) for text in (row["id"], *task.values())) and python_code(row["tests"])
+        except (ValueError, KeyError, TypeError, AssertionError):
+            raise BadInput(f"{data}:{number}: a task needs the texts `id`, `instruction` and `tests`, these in a ```python block") from None
         if row["id"] in tasks:
             raise BadInput(f"{data}:{number}: a second task {row['id']}")
-        tasks[row["id"]] = {"task_id": row["id"], "prompt": row["instruction"], "tests": row["tests"]}
+        tasks[row["id"]] = task
     if not tasks:
         raise BadInput(f"no tasks in {data}")
     return Benchmark(name, tasks, hashlib.md5(data.read_bytes()).hexdigest())
@@ -87,14 +96,15 @@ def load(name: str, data: Path | None) -> Benchmark:
 # ------------------------------------------------------------------------------------------------------------- generation
 
 
+@functools.cache
 def instruct_prefixes() -> dict[str, str]:
-    """The two sentences of EvalPlus's instruct prompt, caught on their way from its command to a model, since it names them nowhere else."""
+    """The two sentences of EvalPlus's instruct prompt, caught on their way from its command to a model: it names them nowhere else."""
     import evalplus.codegen
 
     caught = {}
-    with mock.patch.multiple(evalplus.codegen, make_model=lambda **settings: caught.update(settings), codegen=lambda **_: None):
-        with tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stdout(io.StringIO()):
-            evalplus.codegen.run_codegen(model="any", dataset="humaneval", root=scratch)
+    stand_ins = mock.patch.multiple(evalplus.codegen, make_model=lambda **settings: caught.update(settings), codegen=lambda **_: None)
+    with stand_ins, tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stdout(io.StringIO()):
+        evalplus.codegen.run_codegen(model="any", dataset="humaneval", root=scratch)
     return {key: caught[key] for key in ("instruction_prefix", "response_prefix")}
 
 
@@ -133,8 +143,9 @@ class Job:
     def missing_answers(self) -> list[tuple[str, str, int]]:
         """(answer id, task id, sample index) of the answers that are not on disk."""
         on_disk = {row["id"] for row in read_rows(self.folder / "answers.jsonl")}
-        wanted = ((row_id("answer", task_id, index), task_id, index) for task_id in self.benchmark.tasks for index in range(self.settings["samples"]))
-        return [answer for answer in wanted if answer[0] not in on_disk]
+        wanted = itertools.product(self.benchmark.tasks, range(self.settings["samples"]))
+        answers = [(row_id("answer", task_id, index), task_id, index) for task_id, index in wanted]
+        return [answer for answer in answers if answer[0] not in on_disk]
 
 
 def generate(model: str, jobs: list[Job]):
@@ -162,7 +173,8 @@ def generate(model: str, jobs: list[Job]):
         tokens, started = 0, time.monotonic()
         bar = progress(stream(engine, requests), total=len(requests), desc="generate", unit="answer")
         for request, completion in bar:
-            request.row["answers"].append(request.row["row"] | {"raw": completion.text, "finished": completion.finished, "tokens": completion.tokens})
+            answer = {"raw": completion.text, "finished": completion.finished, "tokens": completion.tokens}
+            request.row["answers"].append(request.row["row"] | answer)
             tokens += completion.tokens
             bar.set_postfix_str(f"{tokens / (time.monotonic() - started):.0f} tokens/s", refresh=False)
 
@@ -174,7 +186,7 @@ def generate_in_child(model: str, jobs: list[Job]):
 
 
 def fenced_block(text: str, entry_point: str) -> str:
-    """The first fenced block that defines `entry_point`, else the first of all, else the text itself; a block without end goes to the end."""
+    """The first fenced block that defines `entry_point`, else the first of all, else the text; a block without end goes to the end."""
     blocks = [textwrap.dedent(block) for block in re.findall(r"^[ \t]*```[^\n]*\n(.*?)(?:^[ \t]*```|\Z)", text, re.MULTILINE | re.DOTALL)]
     defining = [block for block in blocks if re.search(rf"^\s*(?:async\s+)?(?:def|class)\s+{entry_point}\b", block, re.MULTILINE)]
     return (defining or blocks or [text])[0]
@@ -251,6 +263,7 @@ def settings_of(model: str | None, prompt: str, benchmark: Benchmark, arguments)
         **asked,
         "limit": arguments.limit,
         "min_time_limit": MIN_TIME_LIMIT,
+        "load_factor": LOAD_FACTOR,
         "evalplus": importlib.metadata.version("evalplus"),
     }
 
@@ -282,7 +295,7 @@ def check_folder(folder: Path, settings: dict):
 def evaluate(model: str | None, jobs: list[Job], workers: int | None):
     """Generate, where it is not done, and score: one model, all its benchmarks."""
     for job in jobs:
-        job.folder.mkdir(parents=True, exist_ok=True)
+        compare.make_folder(job.folder)
         write_atomically(job.folder / "settings.json", json.dumps(job.settings, indent=2))
     waiting = [job for job in jobs if not (job.folder / "result.json").exists()]
     if model and any(job.missing_answers() for job in waiting):
@@ -310,9 +323,8 @@ def write_result(job: Job, workers: int):
         for answer in answers:
             by_task[answer["task_id"]].append(answer)
         samples = [(task_id, solution_of(benchmark, answer)) for task_id, found in by_task.items() for answer in found]
-    write_atomically(
-        job.folder / "samples.jsonl", "".join(json.dumps({"task_id": task_id, "solution": solution}) + "\n" for task_id, solution in samples)
-    )
+    rows = ({"task_id": task_id, "solution": solution} for task_id, solution in samples)
+    write_atomically(job.folder / "samples.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     started = time.monotonic()
     verdicts = score(benchmark, samples, job.folder / "verdicts.jsonl", workers)
     suites = ["base"] if benchmark.name == "self" else ["base", "plus"]
@@ -327,7 +339,7 @@ def write_result(job: Job, workers: int):
         "code_from": "the file" if job.samples else "evalplus.sanitize" if sanitized else "fenced block",
         "dataset_version": KNOWN_VERSIONS.get(benchmark.md5, "self-made" if benchmark.name == "self" else "unknown"),
         "workers": workers,
-        "checked_again": sorted({task_id for (task_id, _), verdict in zip(samples, verdicts) if verdict["slow"]}),
+        "checked_again": sorted({task_id for (task_id, _), verdict in zip(samples, verdicts) if verdict["doubtful"]}),
         "scoring_seconds": round(time.monotonic() - started, 1),
         **{suite: compare.summary([found[suite] for found in passes.values()]) for suite in suites},
         "tasks": {task_id: {suite: any(found[suite]) for suite in suites} for task_id, found in passes.items()},
@@ -348,7 +360,8 @@ def score(benchmark: Benchmark, samples: list[tuple[str, str]], path: Path, work
         missing = sum(map(len, waiting.values()))
         check = run_all if benchmark.name == "self" else check_all
         checked = check(benchmark.name, benchmark.tasks, waiting, workers) if waiting else ()
-        for task_id, solution, verdict in progress(checked, total=len(ids), initial=len(ids) - missing, desc=f"score {benchmark.name}", unit="answer"):
+        bar = progress(checked, total=len(ids), initial=len(ids) - missing, desc=f"score {benchmark.name}", unit="answer")
+        for task_id, solution, verdict in bar:
             file.append({"id": ids[task_id, solution], "task_id": task_id, **verdict})
     verdicts = {row["id"]: row for row in read_rows(path)}
     return [verdicts[ids[sample]] for sample in samples]
@@ -365,8 +378,8 @@ def report(result: dict, folder: Path):
         low, high = part["interval"]
         others = "".join(f", {value:.1%} {key}" for key, value in part.items() if key.startswith("pass@") and key != "pass@1")
         print(f"{name:<11} {part['k']:>3} of {part['n']} = {part['pass@1']:.1%} pass@1 (95 % interval {low:.1%} to {high:.1%}){others}")
-    if (task_id := ALWAYS_FAILS.get(result["benchmark"])) in result["tasks"]:
-        print(f"EvalPlus {result['evalplus']} fails {task_id} for every answer: {len(result['tasks']) - 1} of {len(result['tasks'])} is the best there is")
+    if (task_id := ALWAYS_FAILS.get(result["benchmark"])) in (tasks := result["tasks"]):
+        print(f"EvalPlus {result['evalplus']} fails {task_id} for every answer: {len(tasks) - 1} of {len(tasks)} is the best there is")
     print(f"result: {folder / 'result.json'}")
 
 
@@ -390,7 +403,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--benchmark", nargs="+", choices=["humaneval", "mbpp", "self"])
     parser.add_argument("--data", type=Path, help="the tasks of --benchmark self: rows of `id`, `instruction`, `tests`")
     parser.add_argument("--out", nargs="+", type=Path, help="a folder for each model; with --compare or --table, for its JSON and its page")
-    parser.add_argument("--prompt", nargs="+", choices=["auto", "completion", "evalplus", "paper"], default=["auto"], help="for all models, or one each")
+    parser.add_argument("--prompt", nargs="+", choices=PROMPT_KINDS, default=["auto"], help="one for all models, or one each")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy; no top-p")
     parser.add_argument("--seed", type=int, default=0, help="what the sampling seeds are drawn from")
     parser.add_argument("--max-tokens", type=at_least(1), default=768, help="new tokens per answer (EvalPlus: 768)")

@@ -2,8 +2,9 @@
 
 EvalPlus 0.3.1 gives an answer a time per test input, and a time for them all, both by the clock on the wall, so that a right answer fails
 when other programs take its core. Here the same limits do not count the time spent waiting for a core, up to LOAD_FACTOR times the limit;
-the references' times, which the limits are multiples of, are those of the processor; and what failed for time is checked again, alone.
-On an idle machine these clocks agree with EvalPlus's. Without /proc/PID/schedstat they are EvalPlus's, and the second check remains.
+the references' times, which the limits are multiples of, are those of the processor; and an answer that may have failed for want of time
+or memory is checked again, alone. On an idle machine these clocks agree with EvalPlus's; where there is no /proc/PID/schedstat they are
+EvalPlus's, and the second check remains.
 """
 
 import ast
@@ -70,7 +71,13 @@ def patient_time_limit(seconds: float):
 
 
 class PatientProcess(multiprocessing.get_context("fork").Process):
-    """The process of one answer, joined as EvalPlus does, except that its waiting for a core does not count."""
+    """The process of one answer, joined as EvalPlus does, except that its waiting for a core does not count; what it prints is lost."""
+
+    def run(self):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 1)
+        os.dup2(nowhere, 2)
+        super().run()
 
     def join(self, timeout: float | None = None):
         started, left = time.monotonic(), timeout
@@ -91,9 +98,10 @@ def make_patient():
 
 
 def check(benchmark: str, task: dict, solutions: list[str]) -> list[dict]:
-    """EvalPlus's verdict {base, plus} of each solution of one task: pass, fail or timeout; plus is None where base did not pass, and does
-    not count. `slow` where time can have been the reason. The reference runs first, so no result or time of another run is taken."""
-    from evalplus.eval import PASS, untrusted_check
+    """EvalPlus's verdict {base, plus} of each solution of one task: pass, fail or timeout. Plus counts only where base passes, and is None
+    elsewhere; `doubtful` where the machine's load can have been the reason. The reference runs first, so that no cache of its outputs and
+    times, written in a busy moment, gives lax limits ever after."""
+    from evalplus.eval import PASS, TIMEOUT, untrusted_check
     from evalplus.eval._special_oracle import MBPP_OUTPUT_NOT_NONE_TASKS
     from evalplus.gen.util import trusted_exec
 
@@ -101,11 +109,13 @@ def check(benchmark: str, task: dict, solutions: list[str]) -> list[dict]:
     not_none = benchmark == "mbpp" and task["entry_point"] in MBPP_OUTPUT_NOT_NONE_TASKS
     with contextlib.redirect_stdout(io.StringIO()):
         for suite in ("base", "plus"):
-            reference = task["prompt"] + task["canonical_solution"]
-            expected[suite] = trusted_exec(reference, task[f"{suite}_input"], task["entry_point"], record_time=True, output_not_none=not_none)
+            expected[suite] = trusted_exec(
+                task["prompt"] + task["canonical_solution"], task[f"{suite}_input"], task["entry_point"],
+                record_time=True, output_not_none=not_none,
+            )  # fmt: skip
     verdicts = []
     for solution in solutions:
-        verdict = {"base": None, "plus": None, "slow": False}
+        verdict = {"base": None, "plus": None, "doubtful": False}
         for suite, (outputs, times) in expected.items():
             started = time.monotonic()
             verdict[suite], details = untrusted_check(
@@ -113,8 +123,9 @@ def check(benchmark: str, task: dict, solutions: list[str]) -> list[dict]:
                 fast_check=True, min_time_limit=MIN_TIME_LIMIT,
             )  # fmt: skip
             if verdict[suite] != PASS:
-                # EvalPlus calls one input's lack of time a plain failure, but it cannot come earlier than this.
-                verdict["slow"] = time.monotonic() - started >= MIN_TIME_LIMIT
+                # EvalPlus calls one input's lack of time a plain failure, but it cannot come earlier than this; and a process that ended
+                # without a word, one that the system ended for want of memory, say, a timeout.
+                verdict["doubtful"] = verdict[suite] == TIMEOUT or time.monotonic() - started >= MIN_TIME_LIMIT
                 if details and not details[-1]:
                     verdict["failed_input"] = repr(task[f"{suite}_input"][len(details) - 1])[:300]
                 break
@@ -123,25 +134,25 @@ def check(benchmark: str, task: dict, solutions: list[str]) -> list[dict]:
 
 
 def check_all(benchmark: str, tasks: dict[str, dict], solutions: dict[str, list[str]], workers: int) -> Iterator[tuple[str, str, dict]]:
-    """Yield (task id, solution, verdict) as they are known; what failed for time comes last, checked again, one at a time."""
-    slow = []
+    """Yield (task id, solution, verdict) as they are known; doubtful ones come last, checked again, one at a time."""
+    again = []
     fork = multiprocessing.get_context("fork")
     with ProcessPoolExecutor(workers, mp_context=fork, initializer=make_patient) as pool:
         known = next(task for task_id, task in tasks.items() if task_id != ALWAYS_FAILS.get(benchmark))
         [verdict] = pool.submit(check, benchmark, known, [known["prompt"] + known["canonical_solution"]]).result()
         if verdict["plus"] != "pass":
-            raise BadInput(f"EvalPlus fails its own solution of {known['task_id']} here: is there a limit on this process's memory (ulimit -v)?")
+            raise BadInput(f"EvalPlus fails its own solution of {known['task_id']} here: does `ulimit -v` limit the memory?")
         futures = {pool.submit(check, benchmark, tasks[task_id], found): task_id for task_id, found in solutions.items()}
         for future in as_completed(futures):
             task_id = futures[future]
             for solution, verdict in zip(solutions[task_id], future.result()):
-                if verdict["slow"]:
-                    slow.append((task_id, solution))
+                if verdict["doubtful"]:
+                    again.append((task_id, solution))
                 else:
                     yield task_id, solution, verdict
-        for task_id, solution in slow:
+        for task_id, solution in again:
             [verdict] = pool.submit(check, benchmark, tasks[task_id], [solution]).result()
-            yield task_id, solution, verdict | {"slow": True}
+            yield task_id, solution, verdict | {"doubtful": True}
 
 
 # -------------------------------------------------------------------------------------------------------- self-made tasks
@@ -149,21 +160,21 @@ def check_all(benchmark: str, tasks: dict[str, dict], solutions: dict[str, list[
 
 def run_all(benchmark: str, tasks: dict[str, dict], solutions: dict[str, list[str]], workers: int) -> Iterator[tuple[str, str, dict]]:
     """`check_all` for self-made tasks: the code of each response and the task's tests, in the sandbox. Raises SandboxError."""
-    programs, slow = [], []
+    programs, again = [], []
     for task_id, found in solutions.items():
         for solution in found:
             if text := program_of(solution, tasks[task_id]["tests"]):
                 programs.append(((task_id, solution), text))
             else:
-                yield task_id, solution, {"base": "no program", "slow": False}
+                yield task_id, solution, {"base": "no program", "doubtful": False}
     with Sandbox(workers=workers) as sandbox:
         for (key, text), result in sandbox.map(((key, text), text) for key, text in programs):
             if result.outcome in ("timeout", "error"):
-                slow.append((key, text))
+                again.append((key, text))
             else:
                 yield *key, sandbox_verdict(result)
-        for key, text in slow:
-            yield *key, sandbox_verdict(sandbox.run(text)) | {"slow": True}
+        for key, text in again:
+            yield *key, sandbox_verdict(sandbox.run(text)) | {"doubtful": True}
 
 
 def program_of(response: str, tests: str) -> str | None:
@@ -179,4 +190,4 @@ def program_of(response: str, tests: str) -> str | None:
 def sandbox_verdict(result) -> dict:
     if result.outcome == "error":
         raise SandboxError(f"the sandbox gave no verdict: {result.detail}")
-    return {"base": "pass" if result.outcome == "passed" else result.outcome, "detail": result.detail, "slow": False}
+    return {"base": "pass" if result.outcome == "passed" else result.outcome, "detail": result.detail, "doubtful": False}

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from test_errors import refused
 
-from compare import pass_at, paired, summary
+from compare import paired, pass_at, summary
 from decontamination import OVERRIDES, load_benchmark
 from eval import Benchmark, check_folder, fenced_block, load, read_samples
 from rows import BadInput
@@ -106,15 +106,16 @@ def answers_of_all_kinds(tasks: dict[str, dict]) -> list[dict]:
 
 @needs_benchmark
 @pytest.mark.parametrize(
-    "benchmark, number", [("humaneval", 11), ("mbpp", 11), pytest.param("humaneval", 164, marks=slow), pytest.param("mbpp", 378, marks=slow)]
+    "benchmark, number",
+    [("humaneval", 11), ("mbpp", 11), pytest.param("humaneval", 164, marks=slow), pytest.param("mbpp", 378, marks=slow)],
 )
 def test_verdicts_are_those_of_evalplus_own_command(benchmark, number, tmp_path, command, monkeypatch):
     env = first_tasks(benchmark, number, tmp_path) | {"XDG_CACHE_HOME": str(tmp_path)}
-    monkeypatch.setenv(*list(env.items())[0])
+    monkeypatch.setenv(*next(iter(env.items())))
     tasks, _ = load_benchmark(benchmark)
     samples = write_rows(tmp_path / "samples.jsonl", answers_of_all_kinds(tasks))
     evalplus = subprocess.Popen(
-        [sys.executable, "-m", "evalplus.evaluate", "--dataset", benchmark, "--samples", samples, "--min-time-limit", "4.0", "--parallel", "1"],
+        [sys.executable, "-m", "evalplus.evaluate", "--dataset", benchmark, "--samples", samples, "--min-time-limit", "4"],
         env=os.environ | env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
     )  # fmt: skip
     done = command("eval.py", "--samples", samples, "--benchmark", benchmark, "--out", tmp_path / "ours", env=env)
@@ -276,15 +277,21 @@ def test_self_made_tasks_are_scored_by_their_own_tests(tmp_path, command):
     assert done.returncode == 0 and "fixed 4, broken 0, exact McNemar p = 0.125" in done.stdout, done.stderr
     comparison = json.loads((tmp_path / "page" / "compare.json").read_text())
     assert comparison["without_flagged"][0]["b"]["n"] == 2 and comparison["without_flagged"][0]["p"] == 0.5
-    assert [(change["task_id"], change["change"], change["b"]) for change in comparison["changes"]] == [
+    assert [(change["task_id"], change["change"], change["b"]["solution"]) for change in comparison["changes"]] == [
         (f"task{number}", "fixed", good[number]) for number in range(4)
     ]
     page = (tmp_path / "page" / "compare.html").read_text()
-    assert "def add1(x)\n    input(" in page and "src=" not in page and "href=" not in page
+    assert "def add1(x)\n    input(" in page and "base tests: exited" in page and "src=" not in page and "href=" not in page
     done = command("eval.py", "--table", tmp_path / "bad", tmp_path / "good", tmp_path / "good", "--out", tmp_path / "page")
     assert "100.0 (4/4)" in done.stdout and "0.0 (0/4)" in done.stdout and (tmp_path / "page" / "table.html").exists()
     flagged.write_text("{}")
     refused(command("eval.py", *pair), "flagged.json")
+
+
+def test_the_last_self_made_task_counts_without_its_line_end(tmp_path):
+    data = self_made(tmp_path)
+    data.write_text(data.read_text().rstrip("\n"))
+    assert len(load("self", data).tasks) == 4
 
 
 @pytest.mark.parametrize("tests", ["", "assert f(1)", f"{TICKS}python\n{TICKS}"])
@@ -300,8 +307,8 @@ def test_a_self_made_task_without_tests_is_refused(tests, tmp_path):
 @needs_benchmark
 def test_killed_generation_goes_on_and_every_prompt_is_the_one_wanted(tmp_path, command, model):
     command_line = [
-        "eval.py", "--model", model, "--benchmark", "humaneval", "self", "--data", self_made(tmp_path), "--limit", 6, "--out", tmp_path / "out",
-        "--samples", 2, "--temperature", 0.8, "--max-tokens", 64, "--prompt", "paper",
+        "eval.py", "--model", model, "--benchmark", "humaneval", "self", "--data", self_made(tmp_path), "--limit", 6,
+        "--out", tmp_path / "out", "--samples", 2, "--temperature", 0.8, "--max-tokens", 64, "--prompt", "paper",
     ]  # fmt: skip
     root = Path(__file__).parent.parent
     process = subprocess.Popen([sys.executable, *map(str, command_line)], cwd=root, start_new_session=True, stderr=subprocess.DEVNULL)
