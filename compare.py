@@ -15,7 +15,7 @@ from pathlib import Path
 import jinja2
 from scipy.stats import binomtest
 
-from rows import BadInput, write_atomically
+from rows import BadInput, read_rows, write_atomically
 
 Z = 1.959964  # of a 95 % interval
 SUITES = ("humaneval", "humaneval+", "mbpp", "mbpp+", "self")
@@ -102,11 +102,13 @@ def read_flagged(file: Path | None) -> set[str]:
 
 
 def read_answers(result: dict) -> dict[str, dict]:
-    """{task id: its answer and why that failed} of a result folder."""
+    """{task id: the answer, why it failed, and what was asked} of a result folder."""
     folder = Path(result["folder"])
     try:
         samples, verdicts = ([json.loads(line) for line in (folder / name).open()] for name in ("samples.jsonl", "verdicts.jsonl"))
         answers = {row["task_id"]: {"solution": row["solution"], "failure": ""} for row in samples}
+        for row in read_rows(folder / "answers.jsonl"):  # none where a samples file was scored
+            answers[row["task_id"]]["asked"] = row["asked"]
         for row in verdicts:
             suite, status = [(suite, row[suite]) for suite in ("base", "plus") if row.get(suite)][-1]
             if status != "pass":
@@ -115,10 +117,6 @@ def read_answers(result: dict) -> dict[str, dict]:
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         raise BadInput(f"cannot read the answers of {folder}: {error!r}") from None
     return answers
-
-
-def describe(result: dict) -> str:
-    return result["samples_file"] or f"{result['model']}, {result['prompt_used']} prompt"
 
 
 # -------------------------------------------------------------------------------------------------------------- comparison
@@ -149,7 +147,9 @@ def asked(result: dict) -> tuple[str | None, list[str]]:
 
 
 def side(folder: Path, results: dict[str, dict]) -> dict:
-    return {"folder": str(folder), "what": list(dict.fromkeys(map(describe, results.values())))}
+    names = dict.fromkeys(result["model"] or result["samples_file"] for result in results.values())
+    prompts = dict.fromkeys(result["prompt_used"] for result in results.values() if result["model"])
+    return {"folder": str(folder), "what": ", ".join(names) + (f", {' and '.join(prompts)} prompt" if prompts else "")}
 
 
 def compare_suites(a: dict[str, dict], b: dict[str, dict], without: set[str]) -> list[dict]:
@@ -188,7 +188,7 @@ def add_answers(found: list[dict], a: dict, b: dict):
 
 def print_comparison(comparison: dict):
     for name in ("a", "b"):
-        print(f"{name.upper()} = {comparison[name]['folder']} ({'; '.join(comparison[name]['what'])})")
+        print(f"{name.upper()} = {comparison[name]['folder']} ({comparison[name]['what']})")
     for suite in comparison["suites"]:
         print(line(suite))
     if "flagged" in comparison:
@@ -222,7 +222,7 @@ def table(folders: list[Path], out: Path | None = None):
         rows.append(side(folder, results) | {"scores": scores})
     names = [name for name in SUITES if any(name in row["scores"] for row in rows)]
     width = max(len(row["folder"]) for row in rows)
-    cells = [["folder".ljust(width), *names], ["-" * width, *("-" * 14 for _ in names)]]
+    cells = [["folder".ljust(width), *names], ["-" * width, *("-" * 13 + ":" for _ in names)]]
     for row in rows:
         scores = [row["scores"].get(name) for name in names]
         texts = [f"{100 * part['pass@1']:.1f} ({part['k']}/{part['n']})" if part else "-" for part in scores]

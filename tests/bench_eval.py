@@ -48,7 +48,8 @@ def run_ours(model: str, tasks: int, max_tokens: int) -> tuple[float, float, dic
 
 
 def run_evalplus(model: str, tasks: int, max_tokens: int, backend: str) -> tuple[float, float, dict[str, str]]:
-    os.environ |= {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "3", "OMP_WAIT_POLICY": "PASSIVE"}
+    os.environ |= {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "3"}
+    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # all as engine.py sets them
     ours.load("humaneval", None)  # sets the file of tasks
     import torch
     from evalplus.codegen import codegen
@@ -87,10 +88,9 @@ def main():
         start, seconds, answers = alone(run_ours, arguments.model, arguments.tasks, arguments.max_tokens)
         their_start, their_seconds, theirs = alone(run_evalplus, arguments.model, arguments.tasks, arguments.max_tokens, arguments.backend)
         equal = sum(answers[task_id] == theirs[task_id] for task_id in answers)
-        print(
-            f"{arguments.tasks} tasks: eval.py {seconds:.1f} s (start {start:.1f} s), EvalPlus with {arguments.backend} {their_seconds:.1f} s "
-            f"(start {their_start:.1f} s): {their_seconds / seconds:.1f} times as fast; {equal} answers equal; load {os.getloadavg()[0]:.1f}"
-        )
+        print(f"{arguments.tasks} tasks, {equal} answers equal, load {os.getloadavg()[0]:.1f}")
+        print(f"eval.py               {seconds:7.1f} s, start {start:.1f} s")
+        print(f"EvalPlus, {arguments.backend:<5}       {their_seconds:7.1f} s, start {their_start:.1f} s; ratio {their_seconds / seconds:.1f}")
 
 
 if __name__ == "__main__":
