@@ -50,7 +50,6 @@ def run_ours(model: str, tasks: int, max_tokens: int) -> tuple[float, float, dic
 def run_evalplus(model: str, tasks: int, max_tokens: int, backend: str) -> tuple[float, float, dict[str, str]]:
     os.environ |= {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "3"}
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # all as engine.py sets them
-    ours.load("humaneval", None)  # sets the file of tasks
     import torch
     from evalplus.codegen import codegen
     from evalplus.provider import make_model
