@@ -47,10 +47,10 @@ from unittest import mock
 import compare
 from decontamination import load_benchmark
 from engine import Request, check_model, start_engine, stream
+from prompting import LAYOUTS, PROMPTS, load_examples, python_code, response_prompt
 from rows import Appender, BadInput, digest, draw, progress, read_rows, row_id, write_atomically
 from sandbox import SandboxError
 from scoring import ALWAYS_FAILS, LOAD_FACTOR, MIN_TIME_LIMIT, check_all, run_all
-from selfcodealign import PROMPTS, load_examples, python_code, response_prompt
 
 CONTEXT = 2048  # tokens of prompt and answer, EvalPlus's own
 KNOWN_VERSIONS = {"fe585eb4df8c88d844eeb463ea4d0302": "HumanEval+ v0.1.10", "ee43ecabebf20deef4bb776a405ac5b1": "MBPP+ v0.2.0"}
@@ -121,7 +121,7 @@ def write_prompt(benchmark: str, task: str, prompt: str, tokenizer) -> tuple[str
     from evalplus.provider.utility import EOS, extra_eos_for_direct_completion, make_raw_chat_prompt
 
     if prompt == "completion" and benchmark == "self":
-        return response_prompt(load_examples(PROMPTS / "examples")[:1], task), ["</response>", "\n### Example"]
+        return response_prompt(load_examples(PROMPTS / "examples")[:1], task, LAYOUTS["tags"]), ["</response>", "\n### Example"]
     function = task.strip() + "\n"
     if prompt == "completion":
         return function, EOS + extra_eos_for_direct_completion(benchmark)

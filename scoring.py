@@ -18,9 +18,10 @@ import types
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 
+from prompting import python_code
 from rows import BadInput
 from sandbox import Sandbox, SandboxError
-from selfcodealign import program, python_code
+from selection import program
 
 MIN_TIME_LIMIT = 4.0  # seconds per test input; at EvalPlus's 1.0 a right answer fails on a loaded machine
 LOAD_FACTOR = 20  # an answer that waits for a core may take this many times its limit

@@ -3,7 +3,6 @@
 import argparse
 import json
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,9 +13,9 @@ import pytest
 
 from conftest import ROOT
 from prompting import LAYOUTS
-from rows import read_rows, row_id
+from rows import read_rows, row_id, write_lines
 from selection import Filters, NearDuplicates, program, short_test, split_response
-from selfcodealign import RECIPES, Run, draw_deck, share_of_yes
+from selfcodealign import RECIPES, Run, draw_deck, open_run, select, share_of_yes
 
 TICKS = "```"
 
@@ -178,27 +177,40 @@ def test_a_run_leaves_every_file_and_its_counts_add_up(whole):
     assert (whole / "report.html").read_text().count("<tr>") > 10
 
 
-def test_other_recipes_choose_other_responses_and_as_many(whole, model, tmp_path):
-    """On the rows of a real run, with every third program said to have passed."""
+def test_other_recipes_choose_other_responses_and_as_many(model, tmp_path):
+    """Twelve tasks of three responses each, of which the first passes in every second task, and one is the sandbox's own fault."""
     out = tmp_path / "recipes"
-    shutil.copytree(whole, out)
-    rows = [row | {"outcome": "failed" if n % 3 else "passed"} for n, row in enumerate(read_rows(whole / "executions.jsonl"))]
-    for row in rows:
-        row.pop("reject", None)
-        if row["outcome"] == "failed":
-            row["reject"] = "failed"
-    (out / "executions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    outcome = {row["response_id"]: row["outcome"] for row in rows}
+    run = open_run(out, {"model": model, "held_out": 0.4, "test_in_instruction": 1.0}, {})
+    rows = {stage: [] for stage in ("seeds", "concepts", "instructions", "responses", "executions")}
+    for n in range(12):
+        rows["seeds"].append({"id": f"s{n}", "code": ""})
+        rows["concepts"].append({"id": f"c{n}", "seed_id": f"s{n}", "concepts": []})
+        rows["instructions"].append({
+            "id": f"i{n}", "concepts_id": f"c{n}", "instruction": words(n), "category": "function", "difficulty": "easy"
+        })  # fmt: skip
+        for k in range(3):
+            body = f"def f{n}_{k}(x):\n    return {random.Random(3 * n + k).random()}"
+            response, tests = f"{words(100 + 3 * n + k)}\n{TICKS}python\n{body}\n{TICKS}", f"{TICKS}python\nassert f{n}_{k}\n{TICKS}"
+            rows["responses"].append({"id": f"r{n}_{k}", "instruction_id": f"i{n}", "response": response, "tests": tests})
+            outcome = "passed" if k == 0 and n % 2 else "error" if (n, k) == (0, 0) else "failed"
+            reject = {} if outcome == "passed" else {"reject": outcome}
+            rows["executions"].append({"id": f"e{n}_{k}", "response_id": f"r{n}_{k}", "outcome": outcome, **reject})
+    for stage, lines in rows.items():
+        write_lines(out / f"{stage}.jsonl", lines)
+    outcomes = {row["response_id"]: row["outcome"] for row in rows["executions"]}
     chosen = {}
     for recipe in RECIPES:
-        command = [sys.executable, ROOT / "selfcodealign.py", "select", "--out", out, "--recipe", recipe]
-        subprocess.run(command, check=True, capture_output=True, cwd=ROOT)
-        path = out / ("sft.jsonl" if recipe == "passing" else f"sft-{recipe}.jsonl")
-        chosen[recipe] = [row["response_id"] for row in read_rows(path)]
-    assert {outcome[identity] for identity in chosen["passing"]} == {"passed"}
-    assert {outcome[identity] for identity in chosen["failing"]} <= {"failed"}
+        select(run, recipe)
+        chosen[recipe] = list(read_rows(out / ("sft.jsonl" if recipe == "passing" else f"sft-{recipe}.jsonl")))
+    of = {recipe: {outcomes[row["response_id"]] for row in examples} for recipe, examples in chosen.items()}
+    assert of["passing"] == {"passed"} and of["failing"] == {"failed"} and of["random"] == {"passed", "failed"}
+    held_out = {row["instruction_id"] for row in read_rows(out / "heldout.jsonl")}
+    assert 0 < len(held_out) < 6 and len(chosen["passing"]) == 6 - len(held_out)
+    assert len(chosen["failing"]) == len(chosen["random-subset"]) == len(chosen["passing"]) < len(chosen["random"])
     assert chosen["random-subset"] == chosen["random"][: len(chosen["passing"])]
-    assert len(chosen["failing"]) <= len(chosen["passing"]) <= len(chosen["random"])
+    assert held_out.isdisjoint(row["instruction_id"] for examples in chosen.values() for row in examples)
+    assert all(row["instruction"].endswith(f"{row['tests']}") for row in chosen["passing"])
+    assert not any("assert" in row["instruction"] for row in read_rows(out / "heldout.jsonl"))
 
 
 def test_killed_in_every_stage_it_goes_on_and_each_row_is_there_once(whole, model, source, tmp_path):
