@@ -80,7 +80,8 @@ def system_text(step: str) -> str:
 
 
 def write_properties(properties: dict[str, str]) -> str:
-    return "\n".join(f"{key}: {value}" for key, value in properties.items())
+    """A line each; the category, which decides what the task begins with, comes last, where small models heed it more often."""
+    return "\n".join(f"{key}: {properties[key]}" for key in ("concepts", "language", "difficulty", "category"))
 
 
 def few_shot_prompt(system: str, shots: list[str], opening: str) -> str:

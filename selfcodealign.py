@@ -54,6 +54,7 @@ from selection import Filters, NearDuplicates, program, short_test, split_respon
 SETTINGS = {  # name: (the paper's value where it has one, what it is)
     "model": (None, "a checkpoint folder or a hub id"),
     "source": ("stdlib", "seed functions: a folder of Python files, a .jsonl or .parquet file with a `content` column, a hub dataset, or stdlib"),
+    "instructions_from": (None, "another run, whose instructions this model answers instead of writing its own: a teacher's answers (T11)"),
     "seed": (0, "what every random choice is drawn from"),
     "samples": (10, "responses per instruction"),
     "temperature": (0.7, "of every generation step; no top-p"),
@@ -82,6 +83,7 @@ ENGINE = {  # where this start generates; nothing of it is remembered
     "tensor_parallel": (1, "GPUs that share one copy of the model"),
     "max_num_seqs": (None, "samples an engine works on at a time (default: vLLM's own on a GPU, 160 without)"),
 }
+INSTRUCTION_STAGES = ("seeds", "concepts", "instructions")
 SHARES = ("judge", "test_in_instruction", "held_out")
 PILOT_SEEDS = 200
 
@@ -162,7 +164,10 @@ def open_run(folder: Path, given: dict, engine_options: dict) -> Run:
             if not 0 <= config[key] <= 1:
                 raise BadInput(f"--{key.replace('_', '-')} takes a share from 0 to 1, not {config[key]}")
         check_model(config["model"])
-        next(seeds.read_sources(config["source"]), None)  # a source that cannot be read leaves no run folder behind
+        if config["instructions_from"] is None:
+            next(seeds.read_sources(config["source"]), None)  # a source that cannot be read leaves no run folder behind
+        elif not (Path(config["instructions_from"]) / "instructions.jsonl").is_file():
+            raise BadInput(f"{config['instructions_from']} is no run folder with instructions")
         config |= {
             "prompts": prompts,
             "seconds": {},
@@ -179,6 +184,11 @@ def open_run(folder: Path, given: dict, engine_options: dict) -> Run:
     settings = argparse.Namespace(**{key: config[key] for key in SETTINGS | ADJUSTABLE})
     run = Run(folder, config, settings, lock, engine_options)
     run.save()
+    for stage in INSTRUCTION_STAGES if settings.instructions_from else ():
+        if not run.path(stage).exists():
+            unfinished = run.path(stage).with_suffix(".unfinished")
+            shutil.copyfile(Path(settings.instructions_from) / run.path(stage).name, unfinished)
+            unfinished.replace(run.path(stage))
     return run
 
 
@@ -539,6 +549,8 @@ STAGES = {
 
 def run_stages(run: Run, names: Iterable[str]):
     for name in names:
+        if name in INSTRUCTION_STAGES and run.settings.instructions_from:
+            continue
         starting = run.config["seconds"].get("engine_start", 0)
         started = time.monotonic()
         STAGES[name](run)
@@ -553,14 +565,11 @@ def pilot(folder: Path, given: dict, engine_options: dict, full: int):
     """A small run in each layout, from the same instructions; then what a run of `full` seeds would give with the better one."""
     kept, first = {}, None
     for layout in LAYOUTS:
-        run = open_run(folder / layout, {"limit": PILOT_SEEDS} | given | {"layout": layout}, engine_options)
-        if first is None:
-            first = run
-        else:
-            vars(run).update({"engine": first.engine} if "engine" in vars(first) else {})
-            for stage in ("seeds", "concepts", "instructions"):
-                if not run.path(stage).exists():
-                    shutil.copy(first.path(stage), run.path(stage))
+        settings = {"limit": PILOT_SEEDS} | given | {"layout": layout} | ({"instructions_from": str(first.folder)} if first else {})
+        run = open_run(folder / layout, settings, engine_options)
+        if first and "engine" in vars(first):
+            run.engine = first.engine
+        first = first or run
         print(f"\nlayout {layout}")
         run_stages(run, STAGES)
         kept[layout] = sum(1 for _ in run.kept("responses"))
@@ -612,7 +621,7 @@ def parse_arguments() -> argparse.Namespace:
         command.add_argument("--out", type=Path, required=True, help="the run folder")
         for key, (default, meaning) in (SETTINGS | ADJUSTABLE | ENGINE).items():
             may_be_zero = key in ("seed", "decks", "temperature", *SHARES)
-            kind = str if key in ("model", "server") else int if default is None else type(default)
+            kind = str if key in ("model", "server", "instructions_from") else int if default is None else type(default)
             command.add_argument(
                 f"--{key.replace('_', '-')}", metavar=kind.__name__.upper(), help=f"{meaning} (default: {default})",
                 type=kind if kind is str or may_be_zero else positive(kind),

@@ -72,7 +72,7 @@ def compare_shapes(options, engine, folder: Path):
     selfcodealign.gather_seeds(ours)
     shutil.copy(ours.path("seeds"), paper.path("seeds"))
     print(f"{'step':14}{'shape':16}{'items':>7}{'prompt tokens':>15}{'new tokens':>12}{'seconds':>9}{'x ours':>8}{'new tokens/s':>14}")
-    for step in STEPS:
+    for step in options.steps.split(","):
         ours_seconds, requests = timed(ours, step)
         shapes = {"ours": (ours_seconds, sum(r.row["tokens"] for r in requests)), "raw": raw(engine, requests, len(requests))}
         paper_seconds, paper_requests = timed(paper, step)
@@ -108,6 +108,7 @@ def main():
     parser.add_argument("--items", type=int, default=48)
     parser.add_argument("--decks", type=int, default=2)
     parser.add_argument("--max-tokens", type=int, default=96)
+    parser.add_argument("--steps", default=",".join(STEPS))
     parser.add_argument("--decks-table", metavar="K,K,...", help="similarity: the mean over instructions of the largest word overlap (Jaccard) with another")
     options = parser.parse_args()
     engine = start_engine(options.model, 8192)

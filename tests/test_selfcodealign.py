@@ -15,7 +15,7 @@ from conftest import ROOT
 from prompting import LAYOUTS
 from rows import read_rows, row_id, write_lines
 from selection import Filters, NearDuplicates, program, short_test, split_response
-from selfcodealign import RECIPES, Run, draw_deck, open_run, select, share_of_yes
+from selfcodealign import PARENT_KEY, RECIPES, Run, draw_deck, open_run, select, share_of_yes
 
 TICKS = "```"
 
@@ -231,6 +231,22 @@ def test_killed_in_every_stage_it_goes_on_and_each_row_is_there_once(whole, mode
         kept = [row["id"] for row in read_rows(out / f"{parent}.jsonl") if "reject" not in row]
         assert sorted(identities(out, stage)) == sorted(row_id(stage, identity, n) for identity in kept for n in range(samples))
     assert len(identities(out, "executions")) == len([row for row in read_rows(out / "responses.jsonl") if "reject" not in row])
+
+
+def test_other_engines_and_batch_sizes_change_no_prompt_and_no_sampling_seed(whole, model, source, tmp_path):
+    """The text may differ in a token, since a batch's arithmetic does; what is asked for may not."""
+    out = tmp_path / "two"
+    finish(start(out, model, source, "--engines", "2", "--max-num-seqs", "3"))
+    assert identities(out, "seeds") == identities(whole, "seeds")
+    assert sorted(identities(out, "concepts")) == sorted(identities(whole, "concepts"))
+    for stage, parent, content in [("concepts", "seeds", "code"), ("instructions", "concepts", "concepts"), ("responses", "instructions", "instruction")]:
+        here, there = ({row["id"]: row for row in read_rows(folder / f"{stage}.jsonl")} for folder in (out, whole))
+        parents_here, parents_there = ({row["id"]: row.get(content) for row in read_rows(folder / f"{parent}.jsonl")} for folder in (out, whole))
+        for identity in here.keys() & there.keys():
+            one, other = here[identity], there[identity]
+            assert one["sampling_seed"] == other["sampling_seed"] and one["examples"] == other["examples"]
+            parent_id = one[PARENT_KEY[parent]]
+            assert (one["prompt"] == other["prompt"]) == (parents_here[parent_id] == parents_there[parent_id])
 
 
 def test_a_larger_limit_adds_to_the_rows_there_are(whole, model, source, tmp_path):
