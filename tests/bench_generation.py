@@ -24,6 +24,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 import selfcodealign
 from engine import start_engine
+from rows import read_rows
 
 STEPS = {"concepts": selfcodealign.name_concepts, "instructions": selfcodealign.invent_instructions}
 CHUNK = 32
@@ -96,7 +97,8 @@ def decks_table(options, engine, folder: Path):
             selfcodealign.gather_seeds(run)
         seconds = [timed(run, step)[0] for step in STEPS]
         concepts = [concept for row in run.kept("concepts") for concept in row["concepts"]]
-        texts = [set(row["instruction"].lower().split()) for row in run.kept("instructions")]
+        rows = read_rows(run.path("instructions"))  # those cut at --max-tokens are instructions, too
+        texts = [set(row.get("instruction", row.get("text")).lower().split()) for row in rows]
         nearest = [max(len(a & b) / len(a | b) for b in texts if b is not a) for a in texts]
         line = f"{decks:>6}{seconds[0]:>9.1f}{seconds[1]:>9.1f}{len(concepts):>10}{len(set(concepts)) / len(concepts):>10.1%}"
         print(f"{line}{len(texts):>14}{sum(nearest) / len(nearest):>12.3f}", flush=True)
