@@ -15,8 +15,8 @@ Where the numbers come from:
 - Logits exist for the learned tokens only, and only a chunk at a time (`LinearCrossEntropy`).
 - Every random choice comes from --seed and the step's number, so a checkpoint holds no random state.
 
-Bytes per parameter, gradient included: bf16 and stochastic 4, mixed 6, fp32 8; AdamW adds 8 to each, Adafactor next to nothing. A 7.6B model
-with the defaults needs 30 GB before activations, with --precision mixed 46 GB.
+Bytes per parameter, gradient included: bf16 and stochastic 4, mixed 6, fp32 8; AdamW adds 8 to each, Adafactor next to nothing. So a
+7.6B model with the defaults takes 30 GB before activations, with --precision mixed 46 GB, and either leaves room on one GPU of 80 GB.
 
 Differs from the paper: epochs, which it does not state for its main model (timings fit 2); packing; the first step is not at rate 0.
 """
@@ -33,6 +33,7 @@ import resource
 import shutil
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import torch
@@ -45,6 +46,7 @@ CHAT_TEMPLATE = Path(__file__).parent / "prompts" / "chat.jinja"
 FIT = ["out", "pack_tokens", "attention", "recompute", "compile", "shard", "checkpoint_every", "tracker"]
 # Dense bf16 operations per second, as NVIDIA states them, for the share of them that is reached.
 PEAK_FLOPS = {"H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "RTX 4090": 165e12, "B200": 2250e12}
+warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # a checkpoint of a single process
 RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
@@ -65,16 +67,16 @@ def parse_arguments() -> argparse.Namespace:
     recipe.add_argument("--batch-size", type=int, default=64, help="examples per step, over all GPUs")
     recipe.add_argument("--max-length", type=int, default=1280, help="tokens per example; the rest is cut off")
     recipe.add_argument("--precision", choices=["bf16", "stochastic", "mixed", "fp32"], default="bf16",
-                        help="bf16: weights and all (the paper); adding a small step to such weights mostly rounds it away. stochastic: the "
-                             "same, rounded up or down by chance so that steps add up on average. mixed: bf16 arithmetic on weights kept "
-                             "exactly as in fp32. fp32: all. The last three learn more at the same rate")  # fmt: skip
-    recipe.add_argument("--lora", type=int, default=0, metavar="RANK", help="train low-rank adapters only, merged at the end; wants --lr 1e-4")
+                        help="bf16: weights and all (the paper); adding a small step to such weights mostly rounds it away. stochastic: "
+                             "the same, rounded up or down by chance so that steps add up on average. mixed: bf16 arithmetic, weights "
+                             "kept exactly as in fp32. fp32: all. The last three learn more at the same rate")  # fmt: skip
+    recipe.add_argument("--lora", type=int, default=0, metavar="RANK", help="train adapters of low rank, merged at the end; try --lr 1e-4")
     recipe.add_argument("--heldout", type=float, default=0.0, help="share of the instructions, by hash, that is not learned but measured")
     recipe.add_argument("--seed", type=int, default=0, help="of the order of the examples and of stochastic rounding")
     fit = parser.add_argument_group("fit and speed; the result is the same but for rounding")
     fit.add_argument("--pack-tokens", type=int, default=4096, help="tokens per forward pass and GPU, at least --max-length")
     fit.add_argument("--attention", default="packed", help="packed, or one of transformers' own: sdpa, eager, flash_attention_2, ..")
-    fit.add_argument("--recompute", choices=["auto", "on", "off"], default="auto", help="drop activations and compute them again; auto: by fit")
+    fit.add_argument("--recompute", choices=["auto", "on", "off"], default="auto", help="compute activations again instead of keeping them")
     fit.add_argument("--shard", choices=["auto", "on", "off"], default="auto", help="split the weights over the GPUs; auto: by fit")
     fit.add_argument("--compile", action="store_true", help="torch.compile each layer")
     fit.add_argument("--checkpoint-every", type=int, default=100, metavar="STEPS")
@@ -346,24 +348,26 @@ def load(arguments):
 
 
 @torch.no_grad()
-def check_loss(model, examples: list[tuple[list[int], int]]):
-    """Our loss of two packed examples must be what the model itself says of each alone: no mask, scale or cap of its own was left out."""
-    device = model.get_input_embeddings().weight.device
-    ours, theirs = Learner(model)(make_pack(examples, device)).item(), 0.0
-    attention = model.config._attn_implementation
-    model.set_attn_implementation("eager")
-    for ids, prompt_length in examples:
-        logits = model(input_ids=torch.tensor([ids], device=device), use_cache=False).logits[0, prompt_length - 1 : -1].float()
-        theirs += F.cross_entropy(logits, torch.tensor(ids[prompt_length:], device=device), reduction="sum").item()
-    model.set_attn_implementation(attention)
-    if not math.isclose(ours, theirs, rel_tol=0.02):
-        raise BadInput(f"this model computes its logits in a way that train.py does not: loss {ours:.3f} here, {theirs:.3f} by itself")
+def check_model(model, examples: list[tuple[list[int], int]]):
+    """That this model's logits are what LinearCrossEntropy takes them for, and that packed examples do not see each other."""
+    inputs = make_pack(examples, model.get_input_embeddings().weight.device)["inputs"]
+    hidden = model.base_model(**inputs, use_cache=False).last_hidden_state
+    product = F.linear(hidden, model.get_output_embeddings().weight)
+    if not torch.allclose(model(**inputs, use_cache=False).logits.float(), product.float(), rtol=0.02, atol=0.02):
+        raise BadInput("this model's logits are more than a product with one matrix, which train.py does not do")
+    first = len(examples[0][0])
+    inputs["input_ids"][:, :first] = inputs["input_ids"][:, :first].flip(1)
+    changed = model.base_model(**inputs, use_cache=False).last_hidden_state
+    if not torch.allclose(changed[:, first:].float(), hidden[:, first:].float(), rtol=1e-3, atol=1e-3):
+        raise BadInput(f"packed examples see each other in this model with --attention {model.config._attn_implementation}: take another")
 
 
 def fits(model, arguments, device) -> tuple[bool, bool]:
     """Whether weights, gradients and optimizer state fit one GPU, and whether the activations of a pack fit beside them."""
     config, trained = model.config.get_text_config(), sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
-    memory = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if device.type == "cuda":
+        memory = torch.cuda.get_device_properties(device).total_memory
     width = 4 if arguments.precision == "fp32" else 2
     still = width * sum(weight.numel() for weight in model.parameters())
     still += trained * (width + 2 * (arguments.precision == "mixed") + 8 * (arguments.optimizer == "adamw"))
@@ -372,14 +376,15 @@ def fits(model, arguments, device) -> tuple[bool, bool]:
     return still < 0.8 * memory, still + activations < 0.8 * memory
 
 
-def operations(model, pack: list[tuple[list[int], int]]) -> float:
+def operations(model, examples: list[tuple[list[int], int]]) -> float:
     """Floating-point operations that the loss of these examples and its gradient need: 6 for each weight a token meets (the output
     layer's are met by learned tokens only), and causal attention. What is computed twice to save memory is not counted."""
     config = model.config.get_text_config()
     head = model.get_output_embeddings().weight.numel()
     body = sum(weight.numel() for name, weight in model.named_parameters() if weight.dim() == 2 and "layers" in name)
-    inside = config.num_hidden_layers * config.num_attention_heads * getattr(config, "head_dim", config.hidden_size // config.num_attention_heads)
-    return sum(6 * body * len(ids) + 6 * head * (len(ids) - prompt) + 6 * inside * len(ids) ** 2 for ids, prompt in pack)
+    head_width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    inside = config.num_hidden_layers * config.num_attention_heads * head_width
+    return sum(6 * body * len(ids) + 6 * head * (len(ids) - prompt) + 6 * inside * len(ids) ** 2 for ids, prompt in examples)
 
 
 # -------------------------------------------------------------------------------------------------------------- checkpoints
@@ -411,10 +416,12 @@ def resume(unfinished: Path, weights: dict, states: dict) -> int:
     step = max(steps, default=0)
     if steps:
         dcp.load(tensors(weights, states), checkpoint_id=steps[step], no_dist=not dist.is_initialized())
-    if RANK == 0:  # the steps after the checkpoint are done again, and a torn line goes
+    if RANK == 0:  # the steps after the checkpoint are done again; torn lines and checkpoints go
+        for torn in unfinished.glob("checkpoint-*.writing"):
+            shutil.rmtree(torn)
         log = unfinished / "log.jsonl"
         rows = log.read_text().splitlines(keepends=True) if log.exists() else []
-        write_atomically(log, "".join(row for row in rows if row.endswith("\n") and json.loads(row)["step"] <= step))
+        write_atomically(log, "".join(row for row in rows if step and row.endswith("\n") and json.loads(row)["step"] <= step))
     return step
 
 
@@ -427,11 +434,11 @@ def write_atomically(path: Path, text: str):
 def is_trained(arguments, settings: dict) -> bool:
     """Whether --out is there already, made with these settings. Raises BadInput where it, or what was begun of it, is another thing."""
     unfinished = arguments.out.with_name(arguments.out.name + ".unfinished")
+    if arguments.out.exists() and not (arguments.out / "train.json").exists():
+        raise BadInput(f"{arguments.out} exists and was not made by train.py: take another --out")
     for folder, was in ((arguments.out, "trained"), (unfinished, "begun")):
-        if not folder.exists():
-            continue
         if not (folder / "train.json").exists():
-            raise BadInput(f"{folder} exists and was not made by train.py: take another --out")
+            continue
         recorded = json.loads((folder / "train.json").read_text())
         if changed := [key for key in settings if key not in FIT and recorded.get(key) != settings[key]]:
             raise BadInput(f"{folder} was {was} with another {', '.join(changed)}: take another --out")
@@ -496,7 +503,7 @@ def distribute(model, arguments, device):
     if arguments.compile:
         for layer in layers:
             layer.compile(dynamic=True)
-    if WORLD > 1 and (arguments.shard == "on" or (arguments.shard == "auto" and not whole)):
+    if WORLD > 1 and (arguments.shard == "on" or (arguments.shard == "auto" and not whole and not arguments.lora)):
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
@@ -529,18 +536,23 @@ def train(arguments):
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     model, tokenizer = load(arguments)
 
-    encoded = [(encode_example(tokenizer, **pair), is_held_out(pair["instruction"], arguments.heldout)) for pair in pairs if pair["response"].strip()]
-    longer = sum(len(ids) > arguments.max_length for (ids, _), _ in encoded)
-    cut = [((ids[: arguments.max_length], prompt), held) for (ids, prompt), held in encoded if prompt < arguments.max_length]
-    examples, heldout = [example for example, held in cut if not held], [example for example, held in cut if held]
+    examples, heldout, longer = [], [], 0
+    for pair in pairs:
+        ids, prompt_length = encode_example(tokenizer, **pair)
+        if pair["response"].strip() and prompt_length < arguments.max_length:
+            longer += len(ids) > arguments.max_length
+            side = heldout if is_held_out(pair["instruction"], arguments.heldout) else examples
+            side.append((ids[: arguments.max_length], prompt_length))
     if not examples:
         raise BadInput(f"nothing of {arguments.data} is left to learn: every prompt is longer than --max-length {arguments.max_length}, "
                        "every response empty, or everything held out")  # fmt: skip
     arguments.pack_tokens = max(arguments.pack_tokens, arguments.max_length)
-    check_loss(model, [(ids[: prompt + 64], prompt) for ids, prompt in examples[:2]])
+    check_model(model, [(ids[: prompt + 64], prompt) for ids, prompt in examples[:2]])
 
     adapted = None
     if arguments.lora:
+        if arguments.shard == "on":
+            raise BadInput("--lora trains too little to be worth --shard on")
         from peft import LoraConfig, get_peft_model
 
         adapted = get_peft_model(model, LoraConfig(r=arguments.lora, lora_alpha=2 * arguments.lora, target_modules="all-linear"))
@@ -550,9 +562,11 @@ def train(arguments):
 
     per_epoch = math.ceil(len(examples) / arguments.batch_size)
     steps = arguments.epochs * per_epoch
-    peak_flops = next((flops for name, flops in PEAK_FLOPS.items() if device.type == "cuda" and name in torch.cuda.get_device_name(device)), None)
-    say(f"{len(examples)} examples to learn, {len(heldout)} held out, {longer} cut at {arguments.max_length} tokens, {len(pairs) - len(cut)} with "
-        f"nothing to learn left out; {steps} steps; {arguments.optimizer}, precision {arguments.precision}, on {WORLD} {device.type}")  # fmt: skip
+    kind = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    peak_flops = next((flops for name, flops in PEAK_FLOPS.items() if name in kind), None)
+    idle = len(pairs) - len(examples) - len(heldout)
+    say(f"{len(examples)} examples to learn, {len(heldout)} held out, {longer} cut at {arguments.max_length} tokens, {idle} with nothing "
+        f"to learn left out; {steps} steps; {arguments.optimizer}, precision {arguments.precision}, on {WORLD} x {kind}")  # fmt: skip
     if RANK == 0:
         show(tokenizer, examples[0])
         unfinished.mkdir(parents=True, exist_ok=True)
@@ -582,7 +596,8 @@ def train(arguments):
     for step in range(done, steps):
         started = time.monotonic()
         epoch, place = divmod(step, per_epoch)
-        order = random.Random(f"{arguments.seed}/{epoch}").sample(range(len(examples)), len(examples))
+        if place == 0 or step == done:
+            order = random.Random(f"{arguments.seed}/{epoch}").sample(range(len(examples)), len(examples))
         batch = [examples[index] for index in order[place * arguments.batch_size : (place + 1) * arguments.batch_size]]
         learned = sum(len(ids) - prompt for ids, prompt in batch)
         packs = my_packs(batch, arguments.pack_tokens, device)
@@ -603,8 +618,8 @@ def train(arguments):
 
         tokens, seconds = sum(len(ids) for ids, _ in batch), time.monotonic() - started
         memory = torch.cuda.max_memory_allocated() if device.type == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        row = {"step": step + 1, "epoch": epoch, "loss": step_loss, "lr": rate, "gradient_norm": norm, "tokens": tokens, "learned_tokens": learned,
-               "tokens_per_second": tokens / seconds, "peak_gb": memory / 1e9}  # fmt: skip
+        row = {"step": step + 1, "epoch": epoch, "loss": step_loss, "lr": rate, "gradient_norm": norm, "tokens": tokens,
+               "learned_tokens": learned, "tokens_per_second": tokens / seconds, "peak_gb": memory / 1e9}  # fmt: skip
         if peak_flops:
             row["mfu"] = operations(model, batch) / seconds / WORLD / peak_flops
         record(row)
@@ -647,6 +662,9 @@ def main():
     except KeyboardInterrupt:
         print("train.py: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
 if __name__ == "__main__":

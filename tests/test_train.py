@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AttentionInterface, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from transformers.optimization import Adafactor
 
 import train
@@ -45,8 +45,9 @@ def network(tiny):
     return load
 
 
-EXAMPLES = [("Add two numbers.", "def add(a, b):\n    return a + b"), ("Say no.", "no"), ("Double each of the values.", "[2 * v for v in values]"),
-            ("Count.", "one, two, three, four"), ("Give the square of a number.", "def square(x):\n    return x * x"), ("Say yes.", "yes"),
+EXAMPLES = [("Add two numbers.", "def add(a, b):\n    return a + b"), ("Say no.", "no"),
+            ("Double each of the values.", "[2 * v for v in values]"), ("Count.", "one, two, three, four"),
+            ("Give the square of a number.", "def square(x):\n    return x * x"), ("Say yes.", "yes"),
             ("Name a colour.", "Blue, or green, or red."), ("Is it late?", "It is never too late to sleep.")]  # fmt: skip
 
 
@@ -70,7 +71,7 @@ def test_what_is_learned_is_the_response_and_its_end_and_nothing_of_a_prompt(enc
     assert torch.equal(ids[pack["predicting"] + 1], pack["targets"])
     learned = [token for example, prompt_length in encoded for token in example[prompt_length:]]
     assert pack["targets"].tolist() == learned and all(example[-1] in example[prompt:] for example, prompt in encoded)
-    assert train.make_pack([([7, 7, 7, 7], 2)], "cpu")["predicting"].tolist() == [1, 2]  # by position: prompt, padding and end may share an id
+    assert train.make_pack([([7, 7, 7, 7], 2)], "cpu")["predicting"].tolist() == [1, 2]  # by position, whatever the token's id
 
 
 @pytest.mark.parametrize("attention", ["packed", "sdpa", "eager"])
@@ -97,12 +98,19 @@ def test_packed_logits_are_unpacked_logits(network, encoded, attention):
     assert torch.allclose(packed, torch.cat(alone), atol=1e-5)
 
 
-def test_a_model_whose_output_layer_does_more_than_ours_is_refused(network, encoded):
-    model = network()
-    train.check_loss(model, encoded[:2])
-    model.lm_head.forward = lambda hidden: 100 * torch.nn.functional.linear(hidden, model.lm_head.weight)  # a scale that we leave out
+def test_a_model_that_does_more_than_ours_or_lets_examples_see_each_other_is_refused(network, encoded):
+    train.check_model(network(), encoded[:2])
+    scaled = network()
+    scaled.lm_head.forward = lambda hidden: 3 * torch.nn.functional.linear(hidden, scaled.lm_head.weight)
     with pytest.raises(train.BadInput, match="logits"):
-        train.check_loss(model, encoded[:2])
+        train.check_model(scaled, encoded[:2])
+
+    def leaky(module, query, key, value, mask, cu_seq_lens_q=None, **options):
+        return train.packed_attention(module, query, key, value, mask, cu_seq_lens_q=cu_seq_lens_q[[0, -1]], **options)
+
+    AttentionInterface.register("leaky", leaky)
+    with pytest.raises(train.BadInput, match="see each other"):
+        train.check_model(network("leaky"), encoded[:2])
 
 
 def test_the_loss_in_chunks_is_the_loss_at_once():
@@ -145,7 +153,7 @@ def test_the_optimizer_is_that_of_the_library(name, dtype):
     ours = {"matrix": torch.randn(12, 5).to(dtype), "vector": torch.randn(9).to(dtype)}
     theirs = {key: torch.nn.Parameter(weight.clone()) for key, weight in ours.items()}
     options = {"scale_parameter": False, "relative_step": False, "warmup_init": False}
-    library = Adafactor(theirs.values(), lr=0.01, **options) if name == "adafactor" else torch.optim.AdamW(theirs.values(), 0.01, weight_decay=0)
+    library = torch.optim.AdamW(theirs.values(), 0.01, weight_decay=0) if name == "adamw" else Adafactor(theirs.values(), 0.01, **options)
     states = {key: train.new_state(weight, name, "bf16") for key, weight in ours.items()}
     for step in range(1, 21):
         for key in ours:
@@ -200,7 +208,8 @@ def data(tmp_path):
 
 
 def options(tiny, data, out, *more):
-    return ["--model", tiny, "--data", data, "--out", out, "--batch-size", 8, "--lr", 1e-2, "--max-length", 128, "--pack-tokens", 256, *more]
+    return ["--model", tiny, "--data", data, "--out", out, "--batch-size", 8, "--lr", 1e-2, "--max-length", 128, "--pack-tokens", 256,
+            *more]  # fmt: skip
 
 
 def weights(folder):
@@ -234,21 +243,21 @@ def test_killed_at_any_time_and_given_again_it_ends_bit_for_bit_the_same(tiny, d
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-@pytest.mark.parametrize("shard", ["off", "on"])
-def test_two_processes_do_what_one_does(tiny, data, tmp_path, command, shard):
-    more = ["--precision", "fp32", "--epochs", 1, "--heldout", 0.1, "--shard", shard]
+def test_two_processes_do_what_one_does(tiny, data, tmp_path, command):
+    more = ["--precision", "fp32", "--epochs", 1, "--heldout", 0.1]
     alone = command("train.py", *options(tiny, data, tmp_path / "one", *more))
     assert alone.returncode == 0, alone.stderr[-2000:]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(29000 + os.getpid() % 900)]
-    words = [*torchrun, train.__file__, *map(str, options(tiny, data, tmp_path / "two", *more))]
-    both = subprocess.run(words, capture_output=True, text=True)
-    assert both.returncode == 0, both.stderr[-3000:]
-    for one, two in zip(rows_of(tmp_path / "one"), rows_of(tmp_path / "two"), strict=True):
-        assert one == pytest.approx(two, rel=1e-4)
-    ours, theirs = weights(tmp_path / "two"), weights(tmp_path / "one")
-    assert ours.keys() == theirs.keys()
-    # Adafactor divides by the gradient's own size, so where that is all rounding the sign of a step is, too
-    assert all((ours[name] - theirs[name]).float().norm() < 1e-2 * theirs[name].float().norm() for name in theirs)
+    for shard in ("off", "on"):  # copies of the weights, and parts of them
+        words = map(str, options(tiny, data, tmp_path / shard, *more, "--shard", shard))
+        both = subprocess.run([*torchrun, train.__file__, *words], capture_output=True, text=True)
+        assert both.returncode == 0, both.stderr[-3000:]
+        for one, two in zip(rows_of(tmp_path / "one"), rows_of(tmp_path / shard), strict=True):
+            assert one == pytest.approx(two, rel=1e-4)
+        ours, theirs = weights(tmp_path / shard), weights(tmp_path / "one")
+        assert ours.keys() == theirs.keys()
+        # Adafactor divides by the gradient's own size: where that is all rounding, so is the sign of a step.
+        assert all((ours[name] - theirs[name]).float().norm() < 1e-2 * theirs[name].float().norm() for name in theirs)
 
 
 def test_low_rank_adapters_are_merged_into_a_model_that_loads(tiny, data, tmp_path, command):
@@ -277,4 +286,4 @@ def test_a_fine_tune_learns_and_leaves_a_model_that_loads(model, tmp_path, comma
     assert tokenizer.chat_template == train.CHAT_TEMPLATE.read_text() and loaded.dtype == torch.bfloat16
     ids, prompt_length = train.encode_example(tokenizer, *EXAMPLES[1])
     answer = loaded.generate(torch.tensor([ids[:prompt_length]]), max_new_tokens=8, do_sample=False)[0, prompt_length:]
-    assert answer.tolist() == ids[prompt_length:]  # the taught answer, ended by the end-of-text token
+    assert answer[-1] == tokenizer.eos_token_id and len(answer) < 8  # the answer ends by itself, as it was taught
