@@ -76,7 +76,7 @@ def test_no_network(command, tmp_path, model):
     refused(command("eval.py", "--model", "owner/name", "--benchmark", "mbpp", "--out", tmp_path / "eval", **offline))
     refused(command("selfcodealign.py", "run", "--model", model, "--source", "owner/name", "--out", tmp_path / "run", **offline), "owner/name")
     assert not (tmp_path / "run").exists()
-    alone = command("selfcodealign.py", "seeds", "--model", model, "--limit", 3, "--out", tmp_path / "run", **offline)
+    alone = command("selfcodealign.py", "seeds", "--model", model, "--limit", 3, "--judge", 0, "--out", tmp_path / "run", **offline)
     assert alone.returncode == 0 and "mbpp+ NOT SEARCHED" in alone.stdout, alone.stderr
     data = tmp_path / "sft.jsonl"
     data.write_text('{"instruction": "a", "response": "b"}\n')
