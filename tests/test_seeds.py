@@ -1,15 +1,27 @@
-"""Seed extraction against a file whose functions are each fit or unfit for one known reason."""
+"""Seeds against a file whose functions are each fit or unfit for one known reason, the standard library, and planted type errors."""
 
+import ast
+import hashlib
 import json
 
 import pytest
 
+import seeds
 from rows import BadInput
+from sandbox import Sandbox
 from seeds import TYPE_CHECKED_AT_A_TIME, extract, functions, type_checked, type_errors
 
 SOURCE = '''
+import functools
 import math
 import os.path
+import urllib.error
+import urllib.parse
+import project
+try:
+    import simplejson as json
+except ImportError:
+    import json
 from collections import Counter as Bag
 from . import sibling
 from packaging.version import Version
@@ -29,6 +41,20 @@ def recursive(n, seen=()):
     def half(m):
         return m // 2
     return 0 if n < 1 else 1 + recursive(half(n))
+
+def parses(text):
+    """Reads JSON from a part of an address."""
+    return json.loads(urllib.parse.unquote(text))
+
+@project.register("square")
+@functools.lru_cache(maxsize=None)
+def decorated(x):
+    """Squares, and remembers."""
+    return x * x
+
+async def awaited(x):
+    """Gives back what it is given."""
+    return x
 
 def undocumented(x):
     return x
@@ -50,6 +76,15 @@ def needs_a_constant(x):
 def needs_a_sibling(x):
     """Reads a relative import."""
     return sibling.f(x)
+
+def needs_a_sibling_inside(x):
+    """Has a relative import of its own."""
+    from .sibling import f
+    return f(x)
+
+def needs_its_place(name):
+    """Knows where its file is."""
+    return __file__ + name
 
 def needs_its_project(text):
     """Imports from the package that it is a part of."""
@@ -89,11 +124,16 @@ def test_each_function_is_kept_or_rejected_for_its_reason():
         "fit": None,
         "renamed": None,
         "recursive": None,
+        "parses": None,
+        "decorated": None,
+        "awaited": None,
         "undocumented": "no_docstring",
         "no_arguments_at_all": "no_arguments",
         "only_the_inner_one_returns": "no_return_value",
         "needs_a_constant": "undefined_name",
         "needs_a_sibling": "relative_import",
+        "needs_a_sibling_inside": "relative_import",
+        "needs_its_place": "undefined_name",
         "needs_its_project": "project_import",
         "needs_what_is_private": "project_import",
         "quotes_an_annotation": None,
@@ -107,10 +147,75 @@ def test_each_function_is_kept_or_rejected_for_its_reason():
 
 def test_a_kept_function_runs_alone():
     rows = {row["name"]: row for row in functions("file.py", SOURCE)}
-    for name, argument, value in [("fit", [9, 7], 4.0), ("renamed", "aab", {"a": 2, "b": 1}), ("recursive", 8, 4)]:
+    cases = [("fit", [9, 7], 4.0), ("renamed", "aab", {"a": 2, "b": 1}), ("recursive", 8, 4), ("parses", "%5B1%5D", [1]), ("decorated", 3, 9)]
+    for name, argument, value in cases:
         namespace = {}
         exec(rows[name]["code"], namespace)
         assert namespace[name](argument) == value
+
+
+def test_imports_are_those_needed_and_a_decorator_stays_where_anyone_has_it():
+    rows = {row["name"]: row["code"] for row in functions("file.py", SOURCE) if "code" in row}
+    assert rows["parses"].startswith("import json\nimport urllib.parse\n\n\ndef parses")
+    assert rows["decorated"].startswith("import functools\n\n\n@functools.lru_cache(maxsize=None)\ndef decorated")
+
+
+@pytest.mark.parametrize("own", [{"where": "packaging/src/file.py"}, {"where": "src/packaging/file.py"}, {"where": "file.py", "home": "packaging"}])
+def test_a_project_is_known_by_its_folders(own):
+    rows = {row["name"]: row for row in functions(text=SOURCE, **own)}
+    assert rows["needs_its_project"]["reject"] == "project_import" and "reject" not in rows["fit"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: text.encode(),
+        lambda text: text.replace("\n\n", "\n\x0c\n").encode(),  # a form feed is white space, no line of its own
+        lambda text: text.replace("\n", "\r\n").encode(),
+        lambda text: b"\xef\xbb\xbf" + text.encode(),
+        lambda text: ("# -*- coding: latin-1 -*-\n" + text).encode("latin-1"),
+    ],
+    ids=["plain", "form_feeds", "crlf", "byte_order_mark", "latin-1"],
+)
+def test_a_function_is_cut_out_whole(tmp_path, change):
+    """Whatever the file's line ends and encoding: the parser says where the function is, and what it is."""
+    text = 'x = 1\n\ndef f(a):\n    """Caf\u00e9."""\n\n    if a:\n        return "\u00e9"\n\n    return a\n'
+    (tmp_path / "file.py").write_bytes(change(text))
+    (row,) = extract(str(tmp_path))
+    assert ast.dump(ast.parse(row["code"])) == ast.dump(ast.Module(ast.parse(text).body[1:], []))
+
+
+def test_a_file_that_breaks_its_encoding_is_one_rejected_row(tmp_path):
+    (tmp_path / "file.py").write_bytes(b'def f(x):\n    "caf\xe9"\n    return x\n')
+    assert list(extract(str(tmp_path))) == [{"where": "file.py", "reject": "syntax_error"}]
+
+
+ALONE = """
+import builtins, dis, inspect
+
+def globals_of(code):
+    for step in dis.get_instructions(code):
+        if step.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
+            yield step.argval
+    for constant in code.co_consts:
+        if inspect.iscode(constant):
+            yield from globals_of(constant)
+
+assert inspect.unwrap({name}).__doc__.strip()
+missing = [name for name in globals_of(inspect.unwrap({name}).__code__) if name not in globals() and not hasattr(builtins, name)]
+assert not missing, missing
+"""
+
+
+def test_seeds_of_the_standard_library_stand_alone():
+    """A sample of 150: each can be defined, and its byte code reads no global name that is not there."""
+    rows = [row for row in extract("stdlib") if "reject" not in row]
+    rows.sort(key=lambda row: hashlib.sha256(row["code"].encode()).hexdigest())
+    rows = [row for row in type_checked(iter(rows[:150])) if "reject" not in row]
+    assert len(rows) > 120
+    with Sandbox() as box:
+        programs = ((row["where"], row["code"] + "\n\n" + ALONE.format(name=row["name"])) for row in rows)
+        assert {where: result.detail for where, result in box.map(programs) if result.outcome != "passed"} == {}
 
 
 @pytest.mark.parametrize("text", ["def f(:\n", "x = 1\0", "(" * 5000 + ")" * 5000])
@@ -135,9 +240,38 @@ def test_every_kind_of_source_gives_the_same_functions(tmp_path):
 
 def test_a_corrupt_line_of_a_source_file_is_named(tmp_path):
     path = tmp_path / "code.jsonl"
-    path.write_text('{"content": "x = 1"}\n{"content": \n')
-    with pytest.raises(BadInput, match=f"{path}:2: "):
-        list(extract(str(path)))
+    for broken in ('{"content": ', '{"text": "x = 1"}', '["x = 1"]', '{"content": 1}'):
+        path.write_text('{"content": null}\n' + broken + "\n")
+        with pytest.raises(BadInput, match=f"{path}:2: "):
+            list(extract(str(path)))
+
+
+def test_a_parquet_file_without_text_is_named(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    path = tmp_path / "code.parquet"
+    for table in ({"text": ["x = 1"]}, {"content": [1]}):
+        pyarrow.parquet.write_table(pyarrow.table(table), path)
+        with pytest.raises(BadInput, match=f"{path}.*`?content"):
+            list(extract(str(path)))
+
+
+def test_parsing_ahead_is_bounded(monkeypatch):
+    """The first seed of an endless source comes, and the source was not read far beyond it."""
+    read = 0
+
+    def endless(source):
+        nonlocal read
+        while True:
+            read += 1
+            yield f"row {read}", SOURCE
+
+    monkeypatch.setattr(seeds, "read_sources", endless)
+    candidates = extract("endless")
+    assert next(candidates)["name"] == "fit"
+    candidates.close()
+    assert read <= seeds.PARSED_AT_A_TIME * (2 * seeds.os.cpu_count() + 2)
 
 
 RIGHT = ["def f(x: int) -> int:\n    return x + 1", "import numpy as np\n\n\ndef f(x: np.ndarray) -> float:\n    return float(x.sum())"]
@@ -147,6 +281,8 @@ WRONG = {
     "def f(x):\n    return undefined_helper(x)": "unknown-name",
     "import a_package_that_nobody_has\n\n\ndef f(x):\n    return a_package_that_nobody_has.g(x)": "missing-import",
     "import math\n\n\ndef f(x):\n    return math.squareroot(x)": "missing-attribute",
+    "import urllib\n\n\ndef f(x):\n    return urllib.parse.quote(x)": "implicit-import",
+    "from seed_0 import f\n\n\ndef g(x):\n    return f(x)": "missing-import",  # the first program of the batch, by its file's name
 }
 
 
@@ -166,3 +302,16 @@ def test_type_checking_keeps_the_order_over_batches():
     assert [row["name"] for row in checked] == [row["name"] for row in rows]
     assert [row["name"] for row in checked if row.get("reject") == "type_error"] == [str(n) for n in range(0, len(rows), 50)]
     assert checked[7]["reject"] == "too_long"
+
+
+def test_type_checking_takes_no_more_than_it_needs():
+    taken = []
+    rows = ({"code": RIGHT[0], "name": taken.append(n)} for n in range(10**6))
+    next(type_checked(rows))
+    assert len(taken) == TYPE_CHECKED_AT_A_TIME
+
+
+def test_a_program_that_breaks_the_type_checker_is_alone_in_it(monkeypatch):
+    """Here none is given the time to be checked, so each is tried alone in the end."""
+    monkeypatch.setattr(seeds, "TYPE_CHECK_SECONDS", 0.001)
+    assert type_errors(RIGHT[:1] * 3) == ["the type checker broke on it"] * 3
