@@ -14,8 +14,8 @@ in `reject`:
 A seed is the function with the imports it needs, taken from its file. Decorators are left out, as in the paper's data, where nearly
 all of them bind a function to its project; those of the standard library stay.
 
-Differs from the paper: the type checker is Pyrefly instead of Pyright, an order of magnitude faster, without node, and of another
-verdict on about 2 % of the functions that reach it (tests/bench_seeds.py). A name that neither the function nor its file's imports
+Differs from the paper: the type checker is Pyrefly instead of Pyright, several times faster, without node, and of another verdict on
+about 2 % of the functions that reach it (tests/bench_seeds.py). A name that neither the function nor its file's imports
 define (`undefined_name`), and an import of its own project's modules or of private names (`project_import`), are refused first: such a
 function does not stand alone even where it type-checks, since its project is installed.
 """
@@ -30,6 +30,7 @@ import json
 import multiprocessing
 import os
 import re
+import signal
 import subprocess
 import symtable
 import sys
@@ -40,6 +41,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from containment import PR_SET_PDEATHSIG, prctl
 from rows import BadInput
 
 MAX_LINES = 150  # appendix B
@@ -49,7 +51,7 @@ PARSED_AT_A_TIME = 64  # files, by one process
 TYPE_CHECKED_AT_A_TIME = 256  # functions; starting the checker takes longer than checking a few
 TYPE_CHECK_SECONDS = 300  # for as many; no verdict so far took a tenth of it
 SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__", "node_modules"}
-TEST_FILE = re.compile(r"(conftest|tests?|test_.*|.*_test)\.py")  # not read, as their folders: fixtures, and functions that exist to be tested
+TEST_FILE = re.compile(r"(conftest|tests?|test_.*|.*_test)\.py")  # not read, as their folders: what pytest calls does not stand alone
 
 
 # ---------------------------------------------------------------------------------------------------------------- sources
@@ -129,7 +131,7 @@ def extract(source: str) -> Iterator[dict]:
     """Yield the candidate seeds of all files of `source`, in the source's order, parsed on all cores, a bounded number of files ahead."""
     home = Path(source).resolve().name if Path(source).is_dir() else ""
     files = ((where, text, home) for where, text in read_sources(source))
-    with multiprocessing.Pool() as pool:
+    with multiprocessing.Pool(initializer=end_with_parent) as pool:
         ahead = collections.deque()
         while batch := list(itertools.islice(files, PARSED_AT_A_TIME)):
             ahead.append(pool.starmap_async(functions, batch, chunksize=PARSED_AT_A_TIME))
@@ -139,6 +141,12 @@ def extract(source: str) -> Iterator[dict]:
         for results in ahead:
             for candidates in results.get():
                 yield from candidates
+
+
+def end_with_parent():
+    """Make a worker end if its parent is killed, whose lock on a run folder it would hold on to, and leave Ctrl-C to the parent."""
+    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def functions(where: str, text: str, home: str = "") -> list[dict]:

@@ -1,8 +1,13 @@
 """Seeds against a file whose functions are each fit or unfit for one known reason, the standard library, and planted type errors."""
 
 import ast
+import fcntl
 import hashlib
 import json
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -147,8 +152,8 @@ def test_each_function_is_kept_or_rejected_for_its_reason():
 
 def test_a_kept_function_runs_alone():
     rows = {row["name"]: row for row in functions("file.py", SOURCE)}
-    cases = [("fit", [9, 7], 4.0), ("renamed", "aab", {"a": 2, "b": 1}), ("recursive", 8, 4), ("parses", "%5B1%5D", [1]), ("decorated", 3, 9)]
-    for name, argument, value in cases:
+    cases = [("fit", [9, 7], 4.0), ("renamed", "aab", {"a": 2, "b": 1}), ("recursive", 8, 4)]
+    for name, argument, value in [*cases, ("parses", "%5B1%5D", [1]), ("decorated", 3, 9)]:
         namespace = {}
         exec(rows[name]["code"], namespace)
         assert namespace[name](argument) == value
@@ -160,9 +165,9 @@ def test_imports_are_those_needed_and_a_decorator_stays_where_anyone_has_it():
     assert rows["decorated"].startswith("import functools\n\n\n@functools.lru_cache(maxsize=None)\ndef decorated")
 
 
-@pytest.mark.parametrize("own", [{"where": "packaging/src/file.py"}, {"where": "src/packaging/file.py"}, {"where": "file.py", "home": "packaging"}])
-def test_a_project_is_known_by_its_folders(own):
-    rows = {row["name"]: row for row in functions(text=SOURCE, **own)}
+@pytest.mark.parametrize("where, home", [("packaging/src/file.py", ""), ("src/packaging/file.py", ""), ("file.py", "packaging")])
+def test_a_project_is_known_by_its_folders(where, home):
+    rows = {row["name"]: row for row in functions(where, SOURCE, home)}
     assert rows["needs_its_project"]["reject"] == "project_import" and "reject" not in rows["fit"]
 
 
@@ -272,6 +277,27 @@ def test_parsing_ahead_is_bounded(monkeypatch):
     assert next(candidates)["name"] == "fit"
     candidates.close()
     assert read <= seeds.PARSED_AT_A_TIME * (2 * seeds.os.cpu_count() + 2)
+
+
+ENDLESS = """
+import fcntl, itertools, sys, seeds
+lock = open(sys.argv[1], "w")
+fcntl.flock(lock, fcntl.LOCK_EX)
+seeds.read_sources = lambda source: (("file.py", "x = 1\\n" * 100_000) for _ in itertools.count())
+print("started", flush=True)
+list(seeds.extract("endless"))
+"""
+
+
+def test_no_worker_outlives_a_killed_parent(tmp_path):
+    """A worker that did would hold the lock that its parent held, and the next start would be refused."""
+    command = [sys.executable, "-c", ENDLESS, tmp_path / "lock"]
+    parent = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=Path(seeds.__file__).parent)
+    parent.stdout.readline()
+    time.sleep(2)
+    parent.kill()
+    assert parent.communicate(timeout=60)[1] == b""  # no worker has anything to say
+    fcntl.flock((tmp_path / "lock").open("w"), fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 RIGHT = ["def f(x: int) -> int:\n    return x + 1", "import numpy as np\n\n\ndef f(x: np.ndarray) -> float:\n    return float(x.sum())"]
