@@ -4,29 +4,40 @@
                 MIN_NEEDLE characters, such as `return number % 1.0`, are left out: they stand in much that is innocent.
     overlap     the text holds at least MIN_SHARE of the word six-grams of one wording or solution, and MIN_SHARED of them: a task copied
                 with changes
+    solved      a function of the code, called anything, gives a task's outputs on its inputs: a copy in other words (`solved_tasks`)
 
 Searched are HumanEval+ and MBPP+ as EvalPlus has them, and every file of the folder that BENCHMARKS_PATH names: the other tasks of MBPP,
-its sanitized wordings, HumanEval's own solutions, GSM8K, DS-1000, as .json or .jsonl, packed with gzip or not.
+its sanitized wordings, HumanEval's own solutions, GSM8K, DS-1000, as .json or .jsonl, packed with gzip or not. Only the tasks of EvalPlus
+have inputs to be tried on.
 
 Differs from the paper's scripts: white space does not count (499 of 500 MBPP solutions end their lines with CRLF, and were never found),
 every task and wording of MBPP that is there is searched, EvalPlus's rewritten solutions too, and a substring is not the only way to be found.
 """
 
 import ast
+import base64
 import collections
 import contextlib
+import functools
 import gzip
+import inspect
 import io
 import json
+import marshal
+import math
+import mmap
 import os
 import re
+import signal
 import socket
 import tempfile
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from rows import BadInput
+from sandbox import Sandbox
 
 # Measured on 7,102 docstrings and 16,407 functions of the standard library and 36,350 of scientific packages. They hold one needle of 12
 # characters or more, of 23 (Euclid's algorithm). They overlap in one library docstring, which is a task's wording nearly word for word, and
@@ -36,6 +47,14 @@ MIN_NEEDLE = 30
 NGRAM, MIN_SHARED, MIN_SHARE = 6, 4, 0.3
 TEXT_KEYS = ("prompt", "text", "question")
 SOLUTION_KEYS = ("canonical_solution", "code", "reference_code")
+# A function solves a task if it is right on INPUTS of its inputs. Tasks whose outputs on them are too alike to tell are not tried: n outputs
+# with the entropy H carry n * H bits, and a function that guessed as they are spread would be right by accident once in 2 ** (n * H).
+INPUTS, LARGEST, MIN_BITS = 20, 300, 10  # LARGEST: characters of an input or an output
+# Nor are those that one builtin solves: that any code sorts, sums or counts is no sign of a copy. HumanEval/35 (`max`) alone was "solved" by
+# every tenth response of a small model.
+BUILTINS = (abs, all, any, bool, float, int, len, list, max, min, pow, round, set, sorted, str, sum, tuple)
+MAX_TRIES = 4000  # of functions on tasks, for one response
+TRY_SECONDS, MAX_FALLS = 0.25, 20  # of the processor, for one function on one task; tries of one response that may take longer, or crash
 OVERRIDES = {"humaneval": "HUMANEVAL_OVERRIDE_PATH", "mbpp": "MBPP_OVERRIDE_PATH"}
 
 
@@ -141,6 +160,7 @@ class Decontaminator:
             covered += sorted({task_id.split("/")[0] for task_id, _ in further})
         else:
             missing.append("MBPP's other tasks, GSM8K, DS-1000 NOT SEARCHED: BENCHMARKS_PATH names no folder with them")
+        self.runnable = {task_id: task for task_id, task in tasks if "plus_input" in task}
         self.needles = collections.defaultdict(dict)  # first MIN_NEEDLE characters: {needle: task id}
         self.texts, self.texts_with = [], collections.defaultdict(list)  # (task id, six-grams in all); six-gram: the texts that hold it
         for task_id, task in tasks:
@@ -170,3 +190,177 @@ class Decontaminator:
             ((self.texts[number][0], count / self.texts[number][1]) for number, count in shared.items() if count >= MIN_SHARED),
             key=lambda found: (found[1], found[0]), default=(None, 0.0),
         )  # fmt: skip
+
+    @functools.cached_property
+    def trials(self) -> list["Trial"]:
+        return list(filter(None, map(make_trial, self.runnable.values())))
+
+    def solved_tasks(self, sandbox: Sandbox, codes: Iterable[tuple[object, str]]) -> Iterator[tuple[object, list[str], int]]:
+        """For each (key, code): its key, the ids of the benchmark tasks that a function of the code solves, and how many tries are missing,
+        since MAX_TRIES were made, MAX_FALLS failed to end, or the program did not. As they are done, not in order.
+
+        Every top-level function is tried on every task whose number of arguments it takes, in one program of the sandbox for each code.
+        """
+        tables = {
+            arity: pack({number: (trial.as_set, trial.examples) for number, trial in enumerate(self.trials) if trial.arity == arity})
+            for arity in {trial.arity for trial in self.trials}
+        }
+
+        def programs() -> Iterator[tuple[tuple, str]]:
+            for key, code in codes:
+                tries = plan_tries(code, self.trials)
+                arities = {self.trials[number].arity for _, number in tries[:MAX_TRIES]}
+                program = trying_program(code, tries[:MAX_TRIES], [tables[arity] for arity in sorted(arities)])
+                yield (key, tries), program
+
+        for (key, tries), result in sandbox.map(programs()):
+            if result.outcome == "passed":
+                solved, missing = [], 0
+            elif result.outcome == "failed" and (said := re.match(r"TriesDone: (\d+) missing, solved((?: \d+(?= ))*)", result.detail)):
+                solved, missing = sorted({self.trials[tries[int(number)][1]].task for number in said[2].split()}), int(said[1])
+            else:
+                solved, missing = [], min(len(tries), MAX_TRIES)
+            yield key, solved, missing + max(0, len(tries) - MAX_TRIES)
+
+
+# ------------------------------------------------------------------------------------------------- whether a function solves a task
+
+
+class Trial(NamedTuple):
+    """What a function that solves the task must give."""
+
+    task: str
+    name: str
+    arity: int
+    as_set: bool  # the order of the output does not count, says EvalPlus
+    examples: list[tuple[bytes, object]]  # arguments, marshalled so that each try has its own; output
+
+
+def make_trial(task: dict) -> Trial | None:
+    """The task's own inputs and the shortest that EvalPlus added, and the outputs of EvalPlus's reference; None if they tell too little.
+    None has a number of six digits: some references count up to theirs for minutes."""
+    from evalplus.eval._special_oracle import MBPP_OUTPUT_NOT_NONE_TASKS, MBPP_OUTPUT_SET_EQ_TASKS
+    from evalplus.gen.util import trusted_exec
+
+    if task["entry_point"] in MBPP_OUTPUT_NOT_NONE_TASKS:
+        return None
+    inputs = {short(arguments): arguments for arguments in [*task["base_input"], *sorted(task["plus_input"], key=lambda item: len(short(item)))]}
+    inputs = [arguments for text, arguments in inputs.items() if len(text) <= LARGEST and not re.search(r"(?<![.\d])\d{6}", text)][:INPUTS]
+    with contextlib.redirect_stdout(io.StringIO()):
+        outputs = trusted_exec(task["prompt"] + task["canonical_solution"], inputs, task["entry_point"])
+    pairs = [(arguments, output) for arguments, output in zip(inputs, outputs) if len(short(output)) <= LARGEST]
+    counts = collections.Counter(short(output) for _, output in pairs)
+    bits = -sum(count * math.log2(count / len(pairs)) for count in counts.values())
+    if bits < MIN_BITS:
+        return None
+    try:
+        examples = [(marshal.dumps(arguments), marshal.loads(marshal.dumps(output))) for arguments, output in pairs]
+    except ValueError:  # not a plain value
+        return None
+    as_set = task["entry_point"] in MBPP_OUTPUT_SET_EQ_TASKS
+    if any(solves(builtin, as_set, examples) for builtin in BUILTINS):
+        return None
+    return Trial(task["task_id"], task["entry_point"], len(pairs[0][0]), as_set, examples)
+
+
+def short(value: object) -> str:
+    """The text of a value; numbers beyond Python's limit of digits are as long as the limit of what is tried."""
+    try:
+        return repr(value)
+    except ValueError:
+        return "9" * (LARGEST + 1)
+
+
+def plan_tries(code: str, trials: list[Trial]) -> list[tuple[str, int]]:
+    """(function, number of the trial) for each function of the code and each task with as many arguments; the likeliest names first."""
+    tries = []
+    for node in ast.parse(code).body:
+        if isinstance(node, ast.FunctionDef) and not any(default is None for default in node.args.kw_defaults):
+            positional = len(node.args.posonlyargs + node.args.args)
+            required, most = positional - len(node.args.defaults), math.inf if node.args.vararg else positional
+            tries += [(node.name, number) for number, trial in enumerate(trials) if required <= trial.arity <= most]
+    words = {name: set(name.lower().split("_")) for name in {name for name, _ in tries} | {trial.name for trial in trials}}
+    return sorted(tries, key=lambda item: -len(words[item[0]] & words[trials[item[1]].name]))
+
+
+def pack(value: object) -> str:
+    return base64.b64encode(zlib.compress(marshal.dumps(value))).decode()
+
+
+def trying_program(code: str, tries: list[tuple[str, int]], tables: list[str]) -> str:
+    """A program that makes the tries. It passes if all were made and none solved a task; else its exception says what is missing and solved."""
+    return f"{trying_source()}try_all(*unpack({pack((code, tries))!r}), map(unpack, {tables}))\n"
+
+
+@functools.cache
+def trying_source() -> str:
+    parts = "\n\n".join(inspect.getsource(part) for part in (TriesDone, unpack, same, solves, try_in_turn, try_all))
+    return f"import base64, marshal, math, mmap, os, signal, zlib\n\nTRY_SECONDS, MAX_FALLS = {TRY_SECONDS}, {MAX_FALLS}\n\n{parts}\n\n"
+
+
+# What follows runs in the sandbox too.
+
+
+def unpack(text):
+    return marshal.loads(zlib.decompress(base64.b64decode(text)))
+
+
+class TriesDone(Exception):
+    pass
+
+
+def try_all(code, tries, tables):
+    """The tries are made in a process of their own, so that what hangs, exits or crashes ends only itself."""
+    tasks = {number: trial for table in tables for number, trial in table.items()}
+    board = mmap.mmap(-1, len(tries) + 1)  # shared by both: 0 not begun, 1 begun, 2 solved; the last stays 0
+    for _ in range(MAX_FALLS):
+        next_one = board[:].index(0)
+        if next_one < len(tries):
+            process = os.fork()
+            if process == 0:
+                try:
+                    try_in_turn(code, tries, tasks, board)
+                finally:
+                    os._exit(0)
+            os.waitpid(process, 0)
+        if board[:].index(0) == next_one:  # all are done, or the code cannot even be loaded
+            break
+    solved = [number for number, mark in enumerate(board[:]) if mark == 2]
+    missing = len(tries) - board[:].index(0)
+    if solved or missing:
+        raise TriesDone(f"{missing} missing, solved {' '.join(map(str, solved))} ")
+
+
+def try_in_turn(code, tries, tasks, board):
+    def limit():  # with no handler, the signals end the process whatever it is doing
+        signal.setitimer(signal.ITIMER_PROF, TRY_SECONDS)
+        signal.setitimer(signal.ITIMER_REAL, 8 * TRY_SECONDS)
+
+    limit()
+    namespace = {"__name__": "response"}
+    exec(code, namespace)
+    for number in range(board[:].index(0), len(tries)):
+        board[number] = 1
+        name, task = tries[number]
+        limit()
+        board[number] += solves(namespace[name], *tasks[task])
+
+
+def solves(function, as_set, examples):
+    try:
+        for arguments, expected in examples:
+            answer = function(*marshal.loads(arguments))
+            if not (set(answer) == set(expected) if as_set else same(answer, expected)):
+                return False
+    except BaseException:  # whatever a function raises, SystemExit included: it does not solve this task
+        return False
+    return True
+
+
+def same(answer, expected):
+    """Equal, but for the rounding of floats and for lists that stand for tuples."""
+    if isinstance(expected, (list, tuple)):
+        return isinstance(answer, (list, tuple)) and len(answer) == len(expected) and all(map(same, answer, expected))
+    if isinstance(expected, float):
+        return isinstance(answer, (int, float)) and math.isclose(answer, expected, rel_tol=1e-7, abs_tol=1e-6)
+    return answer == expected

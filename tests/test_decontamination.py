@@ -3,8 +3,8 @@
 import ast
 import gzip
 import inspect
-import itertools
 import json
+import marshal
 import random
 import re
 import statistics
@@ -12,8 +12,9 @@ import textwrap
 
 import pytest
 
-from decontamination import MIN_NEEDLE, OVERRIDES, Decontaminator, load_benchmark, normalise, task_texts
+from decontamination import MIN_NEEDLE, OVERRIDES, Decontaminator, Trial, load_benchmark, normalise, plan_tries, same, solves, task_texts
 from rows import BadInput
+from sandbox import Sandbox
 
 
 @pytest.fixture(scope="module")
@@ -76,3 +77,75 @@ def test_a_folder_without_readable_tasks_is_named(tmp_path, monkeypatch, name, c
     (tmp_path / name).write_text(content)
     with pytest.raises(BadInput, match=str(tmp_path)):
         Decontaminator(str(tmp_path))
+
+
+# -------------------------------------------------------------------------------------------------------------- by execution
+
+
+@pytest.fixture(scope="module")
+def box():
+    with Sandbox() as box:
+        yield box
+
+
+def rewritten(task: dict) -> str:
+    """The reference with its function under another name and behind another function, its docstring gone."""
+    tree = ast.parse(task["prompt"] + task["canonical_solution"])
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:]
+    arguments = next(node.args for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == task["entry_point"])
+    names = [f"given_{n}" for n in range(len(arguments.args))]
+    tree.body.append(ast.parse(f"def answer({', '.join(names)}):\n    return _step({', '.join(names)})").body[0])
+    return re.sub(rf"\b{task['entry_point']}\b", "_step", ast.unparse(tree))
+
+
+def test_rewritten_references_are_found_by_what_they_do(decontaminator, tasks, box):
+    planted = {trial.task: rewritten(tasks[trial.task]) for trial in decontaminator.trials[::9]}
+    found = {key: (solved, missing) for key, solved, missing in decontaminator.solved_tasks(box, planted.items())}
+    assert len(planted) > 50
+    assert [key for key in planted if key not in found[key][0]] == []
+
+
+def test_what_hangs_exits_or_crashes_solves_nothing_and_hides_nothing(decontaminator, tasks, box):
+    trial = next(trial for trial in decontaminator.trials if trial.arity == 1)
+    right = rewritten(tasks[trial.task])
+    harmful = {
+        "ordinary": "def f(x):\n    return x\ndef g(x, y):\n    return None",
+        "loops": "def f(x):\n    while True:\n        pass",
+        "exits": "import os\ndef f(x):\n    os._exit(0)",
+        "crashes": "import os, signal\ndef f(x):\n    os.kill(os.getpid(), signal.SIGSEGV)",
+        "raises": "import sys\ndef f(x):\n    sys.exit(0)",
+        "module exits": "import os\ndef f(x):\n    return x\nos._exit(0)",
+    }
+    found = {key: (solved, missing) for key, solved, missing in decontaminator.solved_tasks(box, harmful.items())}
+    assert all(solved == [] for solved, _ in found.values())
+    assert found["ordinary"][1] == found["raises"][1] == 0 and all(found[key][1] > 100 for key in ("loops", "exits", "crashes", "module exits"))
+    after = f"{right}\ndef {trial.name}(x):\n    if x == {marshal.loads(trial.examples[0][0])[0]!r}:\n        while True:\n            pass\n"
+    [(_, solved, missing)] = decontaminator.solved_tasks(box, [("after", after)])
+    assert trial.task in solved and missing == 0
+
+
+def test_no_task_is_tried_that_tells_nothing(decontaminator):
+    constant_or_builtin = [lambda *_: True, lambda *_: None, lambda *_: [], len, sum, sorted, max]
+    for trial in decontaminator.trials:
+        assert not any(solves(function, trial.as_set, trial.examples) for function in constant_or_builtin), trial.task
+    assert len(decontaminator.trials) > 450
+
+
+def test_arguments_are_counted_as_a_call_counts_them():
+    trials = [Trial("t", "f", arity, False, []) for arity in (1, 2, 3)]
+
+    def arities(signature):
+        return [trials[number].arity for _, number in plan_tries(f"def g({signature}):\n    pass", trials)]
+
+    assert arities("a, b=1") == [1, 2] and arities("*a") == [1, 2, 3] and arities("a, b, c, /") == [3]
+    assert arities("a, *, key") == [] and arities("a, *, key=None") == [1] and arities("") == []
+
+
+@pytest.mark.parametrize(
+    "answer, expected, equal",
+    [([1, 2], (1, 2), True), (0.1 + 0.2, 0.3, True), (1.01, 1.0, False), ([1], [1, 2], False), ("12", ["1", "2"], False), (1, 1.0, True), (None, 0, False)],
+)
+def test_outputs_are_compared_as_a_scorer_would(answer, expected, equal):
+    assert same(answer, expected) is equal
