@@ -3,7 +3,7 @@
     python quality.py runs/first [--examples 100] [--mutants 20]      asserts and killed mutants of a drawn sample of sft.jsonl
 
 A mutant is the response's code with one small change: another operator or constant, a condition negated, a result or a step left out.
-Tests kill it if the code no longer passes them, and a mutant that runs over the time limit is killed, too, and counted once more as looping.
+Tests kill it if the code no longer passes them; a mutant that runs over the time limit is killed, too, and counted once more as looping.
 Some mutants are no different from the code in what they do; no program can tell these, so they count as survivors and the share of killed
 mutants is at most too low. Changes of annotations, docstrings and `__main__` blocks, which surely make no difference, are not made.
 """
@@ -23,8 +23,8 @@ from selfcodealign import python_code
 # ---------------------------------------------------------------------------------------------------------------- mutants
 
 OTHER_OPERATOR = {
-    ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Add, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult, ast.Mod: ast.FloorDiv, ast.Pow: ast.Mult,
-    ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd, ast.BitXor: ast.BitAnd, ast.LShift: ast.RShift, ast.RShift: ast.LShift,
+    ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Add, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult, ast.Mod: ast.FloorDiv,
+    ast.Pow: ast.Mult, ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd, ast.BitXor: ast.BitAnd, ast.LShift: ast.RShift, ast.RShift: ast.LShift,
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
     ast.In: ast.NotIn, ast.NotIn: ast.In, ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.And: ast.Or, ast.Or: ast.And,
 }  # fmt: skip
@@ -193,7 +193,8 @@ def main():
         return 2
     total, killed, looping = (sum(column) for column in zip(*measured)) if measured else (0, 0, 0)
     shares = [score.killed / score.mutants for score in measured]
-    print(f"{len(examples)} examples, {sum(count for count, _ in asserts)} asserts, {sum(different for _, different in asserts)} different ones")
+    counted, different = (sum(column) for column in zip(*asserts)) if asserts else (0, 0)
+    print(f"{len(examples)} examples, {counted} asserts, {different} different ones")
     print(f"{len(measured)} examples with mutants: {killed} of {total} killed, {looping} of these looping; "
           f"examples whose tests kill all: {shares.count(1.0)}, none: {shares.count(0.0)}")
 

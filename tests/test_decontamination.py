@@ -70,7 +70,9 @@ def test_further_benchmarks_come_from_a_folder_of_files(tmp_path, monkeypatch):
     assert found.contaminated_by(wording[::-1]).task == "two/1" and found.contaminated_by("word1 word2 word3") is None
 
 
-@pytest.mark.parametrize("name, content", [("a.jsonl", "{"), ("a.jsonl", '{"x": 1}\n'), ("a.jsonl.gz", "no"), ("a.json", "[1]"), ("a.txt", "")])
+@pytest.mark.parametrize(
+    "name, content", [("a.jsonl", "{"), ("a.jsonl", '{"x": 1}\n'), ("a.jsonl.gz", "no"), ("a.json", "[1]"), ("a.txt", "")]
+)
 def test_a_folder_without_readable_tasks_is_named(tmp_path, monkeypatch, name, content):
     for override in OVERRIDES.values():
         monkeypatch.setenv(override, str(tmp_path / "none"))
@@ -120,10 +122,19 @@ def test_what_hangs_exits_or_crashes_solves_nothing_and_hides_nothing(decontamin
     }
     found = {key: (solved, missing) for key, solved, missing in decontaminator.solved_tasks(box, harmful.items())}
     assert all(solved == [] for solved, _ in found.values())
-    assert found["ordinary"][1] == found["raises"][1] == 0 and all(found[key][1] > 100 for key in ("loops", "exits", "crashes", "module exits"))
-    after = f"{right}\ndef {trial.name}(x):\n    if x == {marshal.loads(trial.examples[0][0])[0]!r}:\n        while True:\n            pass\n"
+    assert found["ordinary"][1] == found["raises"][1] == 0
+    assert all(found[key][1] > 100 for key in ("loops", "exits", "crashes", "module exits"))
+    first = marshal.loads(trial.examples[0][0])[0]
+    after = f"def {trial.name}(x):\n    if x == {first!r}:\n        while True:\n            pass\n{right}"
     [(_, solved, missing)] = decontaminator.solved_tasks(box, [("after", after)])
     assert trial.task in solved and missing == 0
+
+
+def test_every_task_that_a_code_solves_is_named(decontaminator, tasks, box):
+    one, other = (next(trial.task for trial in decontaminator.trials if trial.arity == arity) for arity in (1, 2))
+    both = rewritten(tasks[one]) + "\n" + rewritten(tasks[other]).replace("_step", "_other").replace("answer", "second")
+    [(key, solved, missing)] = decontaminator.solved_tasks(box, [("both", both)])
+    assert {one, other} <= set(solved) and key == "both" and missing == 0
 
 
 def test_no_task_is_tried_that_tells_nothing(decontaminator):
@@ -145,7 +156,10 @@ def test_arguments_are_counted_as_a_call_counts_them():
 
 @pytest.mark.parametrize(
     "answer, expected, equal",
-    [([1, 2], (1, 2), True), (0.1 + 0.2, 0.3, True), (1.01, 1.0, False), ([1], [1, 2], False), ("12", ["1", "2"], False), (1, 1.0, True), (None, 0, False)],
-)
+    [
+        ([1, 2], (1, 2), True), (0.1 + 0.2, 0.3, True), (1, 1.0, True),
+        (1.01, 1.0, False), ([1], [1, 2], False), ("12", ["1", "2"], False), (None, 0, False),
+    ],
+)  # fmt: skip
 def test_outputs_are_compared_as_a_scorer_would(answer, expected, equal):
     assert same(answer, expected) is equal
