@@ -289,7 +289,7 @@ def pack(value: object) -> str:
 
 
 def trying_program(code: str, tries: list[tuple[str, int]], tables: list[str]) -> str:
-    """A program that makes the tries. It passes if all were made and none solved a task; else its exception says what is missing, solved."""
+    """A program that makes the tries. It passes if all were made and none solved a task; else its exception tells."""
     return f"{trying_source()}try_all(*unpack({pack((code, tries))!r}), map(unpack, {tables}))\n"
 
 
