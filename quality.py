@@ -16,9 +16,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from prompting import python_code
 from rows import BadInput, digest, progress, read_rows
 from sandbox import Sandbox, SandboxError
-from selfcodealign import python_code
 
 # ---------------------------------------------------------------------------------------------------------------- mutants
 
