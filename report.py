@@ -8,9 +8,12 @@ no more than counters and a few examples, however many rows there are; what link
 
 import collections
 import contextlib
+import io
+import itertools
 import json
 import re
 import sqlite3
+import warnings
 from pathlib import Path
 
 import jinja2
@@ -97,13 +100,13 @@ def read_config(folder: Path) -> dict:
     return json.loads((folder / "config.json").read_text()) if (folder / "config.json").exists() else {}
 
 
-LENGTHS = {  # what is measured, and of which rows
-    "seed_lines": "lines of a kept seed",
-    "instruction_words": "words of a kept instruction",
-    "response_tokens": "tokens of a sample, rejected or not",
-    "response_assertions": "assertions in the tests of a well-formed sample",
-    "sft_words": "words of a final response",
-    "sft_assertions": "assertions in the tests of a final example",
+LENGTHS = {  # what is counted, and of what
+    "seed_lines": "lines: kept seeds",
+    "instruction_words": "words: kept instructions",
+    "response_tokens": "tokens: all samples",
+    "response_assertions": "assertions: well-formed samples",
+    "sft_words": "words: final responses",
+    "sft_assertions": "assertions: final examples",
 }
 
 
@@ -135,14 +138,15 @@ def count_passes(links: sqlite3.Connection) -> tuple[dict[tuple[str, str], dict[
 
     Instructions that have no sample yet are not among them. `solved` are those with a passing sample.
     """
-    tasks, passing = {}, collections.Counter()
+    tasks = collections.defaultdict(lambda: dict.fromkeys(("instructions", "samples", "passed", "solved", "sft"), 0))
+    passing = collections.Counter()
     for category, difficulty, passed, samples, number in links.execute("""
         select category, difficulty, passed, sum(samples), count(*) from (
             select instruction, count(*) as samples, count(passed.response) as passed
             from responses left join passed on passed.response = responses.id group by instruction
         ) join instructions on instructions.id = instruction group by category, difficulty, passed
     """):
-        counts = tasks.setdefault((category, difficulty), dict.fromkeys(("instructions", "samples", "passed", "solved", "sft"), 0))
+        counts = tasks[category, difficulty]
         counts["instructions"] += number
         counts["samples"] += samples
         counts["passed"] += passed * number
@@ -211,54 +215,205 @@ def projection(counts: dict, seeds: int) -> str:
 
 
 def share_interval(k: int, n: int) -> str:
-    if not n:
-        return "-"
+    return "{:.1%} to {:.1%}".format(*wilson(k, n)) if n else "-"
+
+
+def wilson(k: int, n: int) -> tuple[float, float]:
+    """The 95 % Wilson interval of the share k of n > 0."""
     interval = binomtest(k, n).proportion_ci(method="wilson")
-    return f"{interval.low:.1%} to {interval.high:.1%}"
+    return interval.low, interval.high
+
+
+# ------------------------------------------------------------------------------------------------------------------- page
+
+FINAL_EXAMPLES = 10  # on the page
+CLIP = 1500  # characters of a text on the page; funnel.json and the stage's file have it whole
 
 
 def write_report(folder: Path) -> dict:
     """Write funnel.json and report.html of the run folder; returns the funnel."""
     counts = funnel(folder)
-    page = jinja2.Environment(autoescape=True).from_string(PAGE).render(
-        name=folder.name,
-        funnel=counts,
-        config=json.loads((folder / "config.json").read_text()) if (folder / "config.json").exists() else {},
-        samples=[row for row, _ in zip(read_rows(folder / "sft.jsonl"), range(20))],
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    write_atomically(folder / "report.html", page)
+    environment.filters |= {"clip": clip, "clock": clock}
+    config = read_config(folder)
+    page = environment.get_template("report.html").render(
+        name=folder.resolve().name,
+        funnel=counts,
+        stages={stage["stage"]: stage for stage in counts["stages"]},
+        solved=sum(task["solved"] for task in counts["tasks"]),
+        instructions=sum(task["instructions"] for task in counts["tasks"]),
+        plots=plots(counts, config.get("samples", 1)),
+        config=config,
+        origin=lambda row: origin(row, counts["parents_of_examples"]),
+        final=list(itertools.islice(read_rows(folder / "sft.jsonl"), FINAL_EXAMPLES)),
+    )
+    write_atomically(folder / "report.html", page.encode(errors="replace").decode())
     write_atomically(folder / "funnel.json", json.dumps(counts, indent=2))
     return counts
 
 
-PAGE = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>{{ name }}</title>
-<style>
-  body { font: 16px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
-  table { border-collapse: collapse; width: 100% } td, th { padding: .3rem .6rem; border-bottom: 1px solid #ddd; text-align: right }
-  td:first-child, th:first-child, .text { text-align: left } pre { background: #f6f6f4; padding: .8rem; overflow-x: auto; white-space: pre-wrap }
-  .bar { background: #4a7; height: .7rem } summary { cursor: pointer }
-</style>
-<h1>{{ name }}</h1>
-<p>{{ funnel.sft }} examples in sft.jsonl, written by {{ config.model }}. Decontamination: {{ funnel.decontamination }}.</p>
-<h2>Funnel</h2>
-<table><tr><th>stage<th>in<th>kept<th>share<th>tokens<th>seconds<th class="text">rejects</tr>
-{% for stage in funnel.stages %}<tr><td>{{ stage.stage }}<td>{{ stage["in"] }}<td>{{ stage.kept }}
-<td>{% if stage["in"] %}{{ "%.0f%%" % (100 * stage.kept / stage["in"]) }}<div class="bar" style="width: {{ 100 * stage.kept / stage["in"] }}%"></div>{% endif %}
-<td>{{ stage.tokens }}<td>{{ stage.seconds }}<td class="text">{% for reason, count in stage.rejects.items() %}{{ reason }} {{ count }}{{ ", " if not loop.last }}{% endfor %}</tr>
-{% endfor %}</table>
-<h2>Instructions by number of passing samples</h2>
-<table><tr>{% for passing in funnel.instructions_by_passing_samples %}<th>{{ passing }}{% endfor %}</tr>
-<tr>{% for number in funnel.instructions_by_passing_samples.values() %}<td>{{ number }}{% endfor %}</tr></table>
-<h2>Rejects, up to three of each reason</h2>
-{% for stage in funnel.stages %}{% for reason, rows in stage.examples.items() %}
-<details><summary>{{ stage.stage }}: {{ reason }}</summary>{% for row in rows %}<pre>{% for key, value in row.items() %}{{ key }}: {{ value }}
-{% endfor %}</pre>{% endfor %}</details>{% endfor %}{% endfor %}
-<h2>Kept examples</h2>
-{% for row in samples %}<details><summary>{{ row.id }}: {{ row.category }}, {{ row.difficulty }}</summary>
-<h3>Instruction</h3><pre>{{ row.instruction }}</pre><h3>Response</h3><pre>{{ row.response }}</pre><h3>Tests</h3><pre>{{ row.tests }}</pre></details>{% endfor %}
-<h2>Protection of the sandbox</h2>
-<table>{% for property, layer in funnel.sandbox.items() %}<tr><td>{{ property }}<td class="text">{{ layer }}</tr>{% endfor %}</table>
-<h2>Settings</h2>
-<table>{% for key, value in config.items() %}<tr><td>{{ key }}<td class="text">{{ value }}</tr>{% endfor %}</table>
-"""
+def origin(row: dict, parents: dict[str, dict]) -> list[dict]:
+    """The example and what it was made from, as far as the funnel kept it, oldest first."""
+    keys = [key for _, key in PARENT.values()]
+    parent = next((parents[row[key]] for key in keys if row.get(key) in parents), None)
+    return [*(origin(parent, parents) if parent else []), row]
+
+
+def clip(value) -> str:
+    text = ", ".join(value) if isinstance(value, list) else str(value)
+    return text if len(text) <= CLIP else f"{text[:CLIP]}\n… {len(text) - CLIP:,} more characters"
+
+
+def clock(seconds: float) -> str:
+    """Such as 0.4 s, 45 s, 5.6 min or 3.4 h."""
+    if seconds < 120:
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+# ------------------------------------------------------------------------------------------------------------------ plots
+
+WIDTH = 760  # of every plot, in the page's pixels
+INK, MUTED, SOFT, ACCENT, PAPER = (f"#00000{n}" for n in range(1, 6))  # stand for the colours of the page's style sheet, light or dark
+COLOURS = {INK: "var(--ink)", MUTED: "var(--muted)", SOFT: "var(--soft)", ACCENT: "var(--accent)", PAPER: "var(--paper)"}
+STYLE = {
+    "svg.fonttype": "none", "svg.hashsalt": "", "text.parse_math": False, "font.size": 13, "text.color": INK, "axes.labelcolor": MUTED,
+    "axes.edgecolor": SOFT, "axes.titlesize": 13, "axes.titlelocation": "left", "axes.spines.top": False, "axes.spines.right": False,
+    "axes.spines.left": False, "xtick.color": SOFT, "ytick.color": SOFT, "xtick.labelcolor": MUTED, "ytick.labelcolor": INK,
+    "xtick.labelsize": 12, "ytick.left": False, "patch.linewidth": 0, "savefig.transparent": True,
+}  # fmt: skip
+
+
+def plots(counts: dict, samples: int) -> dict[str, str]:
+    """The page's plots by name, as SVG that takes its colours and its font from the page."""
+    import matplotlib
+
+    drawn = {}
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # the page's font has what the measuring one lacks
+        for name, draw, data in (
+            ("fates", draw_fates, counts["stages"]),
+            ("passes", draw_passes, [counts["instructions_by_passing_samples"].get(n, 0) for n in range(samples + 1)]),
+            ("tasks", draw_tasks, counts["tasks"]),
+            ("lengths", draw_lengths, counts["lengths"]),
+            ("effort", draw_effort, counts["stages"]),
+            ("concepts", draw_concepts, counts["concepts"]["clusters"]),
+        ):
+            matplotlib.rcParams["svg.hashsalt"] = name  # ids of one plot are no other's
+            svg = io.StringIO()
+            draw(data).savefig(svg, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+            text = re.sub(r' id="[\w.]+_\d+"', "", "<svg" + svg.getvalue().partition("<svg")[2])
+            drawn[name] = re.sub("|".join(COLOURS), lambda colour: COLOURS[colour[0]], text)
+    return drawn
+
+
+def blank(height: int, columns: int = 1, rows: int = 1):
+    """A figure `height` pixels high, and its axes: one, or an array of them."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH / 72, height / 72), layout="constrained")
+    return figure, figure.subplots(rows, columns)
+
+
+def rows_of_bars(axes, labels: list[str]):
+    """Prepare horizontal bars, the first on top, with their labels at the left and no scale: each bar will carry its number."""
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set_ylim(len(labels) - 0.4, -0.6)
+    axes.set_xticks([])
+    axes.spines["bottom"].set_visible(False)
+
+
+def draw_fates(stages: list[dict]):
+    """The share of each stage's rows that was kept, and of each reason to reject."""
+    figure, axes = blank(30 * len(stages) + 20)
+    rows_of_bars(axes, [stage["stage"] for stage in stages])
+    axes.set_xlim(0, 1)
+    for y, stage in enumerate(stages):
+        left = 0
+        for number, (fate, count) in enumerate([("kept", stage["kept"]), *stage["rejects"].items()]):
+            share = count / stage["in"] if stage["in"] else 0
+            axes.barh(y, share, 0.75, left, color=SOFT if number else ACCENT, edgecolor=PAPER, linewidth=1)
+            label = f"{fate} {count:,}"
+            if share * WIDTH * 0.85 > 7 * len(label) + 8:
+                axes.text(left + 0.008, y, label, va="center", color=INK if number else PAPER, fontsize=12)
+            left += share
+    return figure
+
+
+def draw_passes(instructions: list[int]):
+    """Instructions by their number of passing samples, from none up."""
+    figure, axes = blank(200)
+    bars = axes.bar(range(len(instructions)), instructions, 0.75, color=[SOFT] + [ACCENT] * (len(instructions) - 1))
+    axes.bar_label(bars, [f"{number:,}" for number in instructions], padding=3)
+    axes.set_xticks(range(len(instructions)), [f"{n} of {len(instructions) - 1}" for n in range(len(instructions))])
+    axes.set_yticks([])
+    axes.tick_params(length=0)
+    return figure
+
+
+def draw_tasks(tasks: list[dict]):
+    """The share of solved instructions for each category and difficulty, with its 95 % Wilson interval."""
+    order = {"easy": 0, "medium": 1, "hard": 2}
+    tasks = sorted(tasks, key=lambda task: (task["category"], order.get(task["difficulty"], len(order))))
+    figure, axes = blank(30 * len(tasks) + 60)
+    rows_of_bars(axes, [f"{task['category']}, {task['difficulty']}" for task in tasks])
+    for y, task in enumerate(task for task in tasks if task["instructions"]):
+        axes.plot(wilson(task["solved"], task["instructions"]), [y, y], color=ACCENT, linewidth=1.5, solid_capstyle="butt")
+        axes.plot(task["solved"] / task["instructions"], y, "o", color=ACCENT, markersize=7)
+        axes.text(1.02, y, f"{task['solved']:,} of {task['instructions']:,}", va="center")
+    axes.set_xlim(0, 1.18)
+    axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0 %", "25 %", "50 %", "75 %", "100 %"])
+    axes.grid(axis="x", color=SOFT, linewidth=0.5)
+    axes.set_axisbelow(True)
+    axes.tick_params(length=0)
+    return figure
+
+
+def draw_lengths(lengths: dict[str, dict[int, int]]):
+    """A histogram of each length, its median marked; the longest thousandth is left out."""
+    import numpy as np
+
+    figure, panels = blank(400, columns=3, rows=2)
+    figure.get_layout_engine().set(w_pad=0.15, h_pad=0.15)
+    for axes, (what, title) in zip(panels.flat, LENGTHS.items()):
+        axes.set_title(title, color=MUTED, fontsize=12)
+        axes.set_yticks([])
+        if not lengths[what]:
+            axes.set_xticks([])
+            continue
+        values, counts = np.array(list(lengths[what])), np.array(list(lengths[what].values()))
+        median, longest = (int(values[np.searchsorted(counts.cumsum(), share * counts.sum())]) for share in (0.5, 0.999))
+        width = max(1, -(-(longest + 1) // 40))
+        heights, *_ = axes.hist(values, np.arange(0, longest + 2 * width, width) - 0.5, weights=counts, color=SOFT, rwidth=0.9)
+        axes.set_ylim(0, 1.2 * heights.max())
+        axes.axvline(median, color=ACCENT, linewidth=1.5)
+        axes.annotate(f"median {median:,}", (median, 1), (4, 0), xycoords=("data", "axes fraction"), textcoords="offset points",
+                      color=ACCENT, va="top")
+    return figure
+
+
+def draw_effort(stages: list[dict]):
+    """Seconds and generated tokens of each stage."""
+    figure, panels = blank(30 * len(stages) + 40, columns=2)
+    for axes, what, unit in zip(panels, ("seconds", "tokens"), ("time", "generated tokens")):
+        values = [stage[what] for stage in stages]
+        rows_of_bars(axes, [stage["stage"] for stage in stages] if what == "seconds" else [""] * len(stages))
+        bars = axes.barh(range(len(stages)), values, 0.75, color=SOFT)
+        axes.bar_label(bars, [clock(value) if what == "seconds" else f"{value:,}" if value else "" for value in values], padding=4)
+        axes.set_xlim(0, 1.25 * max(values) or 1)
+        axes.set_title(unit, color=MUTED)
+    return figure
+
+
+def draw_concepts(clusters: list[dict[str, int]]):
+    """The most common concepts by the number of their seeds, cluster by cluster."""
+    rows = []
+    for cluster in clusters:
+        rows += [*cluster.items(), ("", 0)]
+    figure, axes = blank(20 * len(rows) + 20)
+    rows_of_bars(axes, [concept for concept, _ in rows])
+    bars = axes.barh(range(len(rows)), [seeds for _, seeds in rows], 0.75, color=ACCENT)
+    axes.bar_label(bars, [f"{seeds:,}" if seeds else "" for _, seeds in rows], padding=4)
+    return figure

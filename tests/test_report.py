@@ -1,10 +1,16 @@
-"""The funnel against rows counted by hand."""
+"""The funnel against rows counted by hand, and the page as a browser without a network sees it."""
 
 import json
+import re
+import shutil
+import subprocess
+import xml.etree.ElementTree
 
 import pytest
 
-from report import funnel, table
+from report import funnel, table, write_report
+
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 
 
 def task(number: int, category: str = "function", difficulty: str = "easy", **more) -> dict:
@@ -26,7 +32,7 @@ ROWS = {
     "seeds": [{"id": f"s{n}", "where": f"m.py:{n}", "code": "def f(x):\n    return x"} for n in range(4)]
     + [{"id": f"s{n}", "where": f"m.py:{n}", "reject": "no_docstring"} for n in range(4, 9)]
     + [{"id": "s9", "where": "m.py:9", "code": "x <script>alert(1)</script>", "reject": "type_error"}],
-    "concepts": [{"id": f"c{n}", "seed_id": f"s{n}", "concepts": ["lists", "loops"], "tokens": 5} for n in range(3)]
+    "concepts": [{"id": f"c{n}", "seed_id": f"s{n}", "concepts": ["lists", "$\\frac{<b>&☃"], "tokens": 5} for n in range(3)]
     + [{"id": "c3", "seed_id": "s3", "text": "", "tokens": 7, "reject": "length"}],
     "instructions": [task(0), task(1), task(2, "class", "hard")],
     "responses": [sample(0, 0), sample(1, 0), sample(2, 1), sample(3, 1, 5), sample(4, 2, text="no", reject="no_code_block")],
@@ -69,7 +75,7 @@ def test_the_counts_are_those_counted_by_hand(planted):
         "seed_lines": {2: 4}, "instruction_words": {9: 3}, "response_tokens": {100: 1, 101: 1, 102: 1, 103: 1, 104: 1},
         "response_assertions": {2: 3, 5: 1}, "sft_words": {3: 1}, "sft_assertions": {1: 1},
     }  # fmt: skip
-    assert counts["concepts"] == {"distinct": 2, "clusters": [{"lists": 3, "loops": 3}]}
+    assert counts["concepts"] == {"distinct": 2, "clusters": [{"$\\frac{<b>&☃": 3, "lists": 3}]}
     assert counts["parents_of_examples"].keys() == {"s3", "t2", "r1", "r2", "r3", "t0", "t1"}
     assert len(table(counts).splitlines()) < 15
 
@@ -83,6 +89,31 @@ def test_concepts_that_stand_beside_the_same_others_are_one_cluster(tmp_path):
     }  # fmt: skip
 
 
-def test_an_empty_run_folder_counts_nothing(tmp_path):
-    counts = funnel(tmp_path)
+def test_the_page_needs_nothing_from_elsewhere_and_runs_nothing(planted):
+    counts = write_report(planted)
+    page = (planted / "report.html").read_text()
+    assert json.loads((planted / "funnel.json").read_text()) == json.loads(json.dumps(counts))
+    references = re.findall(r"""(?:src|href|action|data)\s*=\s*["']?([^"'\s>]*)|url\(["']?([^"')]*)|(@import)""", page)
+    assert references and all("".join(reference).startswith("#") for reference in references)
+    assert "<script" not in page and "&lt;script&gt;alert(1)" in page and "<b>" not in page
+    plots = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
+    assert len(plots) == 6 and all(xml.etree.ElementTree.fromstring(plot) is not None for plot in plots)
+    ids = re.findall(r' id="([^"]*)"', "".join(plots))
+    assert len(ids) == len(set(ids)), "two plots would share a clip path"
+    assert len(page) < 200_000 and "#00000" not in page
+
+
+@pytest.mark.skipif(not BROWSER, reason="no browser")
+def test_the_page_opens_in_a_browser(planted, tmp_path):
+    write_report(planted)
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update",
+               "--disable-sync", f"--user-data-dir={tmp_path / 'browser'}", "--dump-dom"]  # fmt: skip
+    opened = subprocess.run([BROWSER, *options, (planted / "report.html").as_uri()], capture_output=True, text=True, timeout=120)
+    assert opened.returncode == 0 and opened.stdout.count("</svg>") == 6 and opened.stdout.count("<details") == 8, opened.stderr[-2000:]
+    assert "$\\frac{&lt;b&gt;&amp;☃" in opened.stdout
+
+
+def test_a_run_that_has_just_begun_has_a_page(tmp_path):
+    counts = write_report(tmp_path)
+    assert (tmp_path / "report.html").read_text().count("</svg>") == 6
     assert counts["sft"] == 0 and all(stage["in"] == stage["kept"] == 0 for stage in counts["stages"])
