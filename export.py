@@ -1,0 +1,205 @@
+"""Hand the data of a run on: a folder that `datasets.load_dataset` reads as it is, and a card that says how the data was made.
+
+    python export.py runs/first --format parquet --out DIR       train.parquet: every column of sft.jsonl
+    python export.py runs/first --format messages --out DIR      train.jsonl: {"id", "messages": [user, assistant]}, as chat trainers take it
+
+DIR appears when it is whole. Its README.md is the card, with the header that the hub understands. The licence is `unknown` unless
+`--license` gives one: seeds keep the licence of the code they come from, and nothing in a run says what that is.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import jinja2
+
+from report import funnel, read_config, table
+from rows import BadInput, read_rows
+
+COLUMNS = {
+    "id": "of the example, made from its content",
+    "instruction": "the task, as the model wrote it",
+    "response": "reasoning and code; the code passed the tests below",
+    "tests": "written by the model together with the response",
+    "program": "the response's code and its tests, as they were executed",
+    "category": "function, class or program; drawn",
+    "difficulty": "easy, medium or hard; drawn, and what the model was asked for, not what was measured",
+    "concepts": "what the model named in the seed, and what the instruction was made from",
+    "seed": "the function that everything came from: code of others, under their licence",
+    "messages": "the instruction as user, the response as assistant",
+}
+ROWS_AT_A_TIME = 1000  # in memory, and in a row group of the Parquet file
+
+
+def export(run_folder: Path, out: Path, format: str, license: str = "unknown") -> int:
+    """Write the final examples of a run and their card to the new folder `out`; returns how many there are. Raises BadInput."""
+    source = run_folder / "sft.jsonl"
+    if not source.is_file():
+        raise BadInput(f"no sft.jsonl in {run_folder}: it is not a run folder, or `select` has not been run")
+    out = out.resolve()
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise BadInput(f"{out} exists: take another --out")
+    first = next(read_examples(source), None)
+    if first is None:
+        raise BadInput(f"{source} has no examples")
+    columns = list(first) if format == "parquet" else ["id", "messages"]
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as scratch:
+            folder = Path(scratch, "data")
+            folder.mkdir()
+            file, write = FORMATS[format]
+            examples = write(read_examples(source), folder / file)
+            (folder / "README.md").write_text(card(run_folder, out.name, file, columns, examples, license), encoding="utf-8")
+            os.replace(folder, out)
+    except OSError as error:
+        raise BadInput(f"cannot write to {out}: {error}") from None
+    return examples
+
+
+def read_examples(path: Path) -> Iterator[dict]:
+    """The rows of an sft.jsonl. Half a surrogate pair, which no other format can hold, becomes a question mark. Raises BadInput."""
+    for row in read_rows(path):
+        if not isinstance(row.get("instruction"), str) or not isinstance(row.get("response"), str):
+            raise BadInput(f"{path}: example {row['id']} has no text `instruction` and `response`")
+        yield json.loads(json.dumps(row, ensure_ascii=False).encode(errors="replace"))
+
+
+def write_parquet(rows: Iterator[dict], path: Path) -> int:
+    import pyarrow
+    import pyarrow.parquet
+
+    examples, batches = 0, iter(lambda: list(itertools.islice(rows, ROWS_AT_A_TIME)), [])
+    first = next(batches)
+    schema = pyarrow.Table.from_pylist(first).schema
+    with pyarrow.parquet.ParquetWriter(path, schema, compression="zstd") as writer:
+        for batch in itertools.chain([first], batches):
+            try:
+                writer.write_table(pyarrow.Table.from_pylist(batch, schema))
+            except pyarrow.ArrowException as error:
+                raise BadInput(f"an example from {batch[0]['id']} on is not like those before it: {error}") from None
+            examples += len(batch)
+    return examples
+
+
+def write_messages(rows: Iterator[dict], path: Path) -> int:
+    examples = 0
+    with path.open("w", encoding="utf-8") as file:
+        for examples, row in enumerate(rows, 1):
+            messages = [{"role": "user", "content": row["instruction"]}, {"role": "assistant", "content": row["response"]}]
+            file.write(json.dumps({"id": row["id"], "messages": messages}, ensure_ascii=False) + "\n")
+    return examples
+
+
+FORMATS = {"parquet": ("train.parquet", write_parquet), "messages": ("train.jsonl", write_messages)}
+
+
+# ------------------------------------------------------------------------------------------------------------------- card
+
+SIZES = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K", 1_000_000: "100K<n<1M", 10_000_000: "1M<n<10M"}  # the hub's words
+
+CARD = """---
+{{ header }}
+---
+
+# {{ name }}
+
+{{ "{:,}".format(examples) }} instructions for Python code with a response each, made with the method of SelfCodeAlign
+([arXiv 2410.24198](https://arxiv.org/abs/2410.24198)): {{ config.model or "a model that the run does not name" }} named the concepts in functions of
+{{ config.source or "a source that the run does not name" }}, invented tasks from them, and answered each task with tests of its own.
+
+Every response passed the tests that came with it. No person has read the data: a response that passes weak tests may be wrong, and an
+instruction may be unclear.
+
+| column | what it is |
+|---|---|
+{% for column in columns %}
+| `{{ column }}` | {{ descriptions.get(column, "the row of the run that it comes from" if column.endswith("_id") else "") }} |
+{% endfor %}
+
+## Licence
+
+{% if license == "unknown" %}
+Unknown: nobody has said under which licence this data may be used.
+
+{% else %}
+Given by whoever exported it: {{ license }}.
+
+{% endif %}
+The seed functions come from {{ config.source or "a source that the run does not name" }} and keep the licence of that code
+{%- if "seed" in columns %}; the column `seed` holds them as they are{% endif %}. Instructions and responses are the output of
+{{ config.model or "the model" }}, whose licence may say what output may be used for. Look at both before you publish or train.
+
+## Counts
+
+```
+{{ table }}
+```
+
+## Contamination and execution
+
+Decontamination: {{ funnel.decontamination }}. An example is refused if it holds such a text with the same characters, white space and
+case aside; a benchmark's task in other words is not found this way.
+
+Programs were executed under these protections:
+
+{% for property, layer in funnel.sandbox.items() %}
+- {{ property }}: {{ layer }}
+{% else %}
+- the run does not say which
+{% endfor %}
+
+## Settings
+
+| setting | value |
+|---|---|
+{% for key, value in settings %}
+| {{ key }} | {{ value|string|replace("|", "\\\\|")|replace("\\n", " ") }} |
+{% endfor %}
+"""
+
+
+def card(run_folder: Path, name: str, file: str, columns: list[str], examples: int, license: str) -> str:
+    """The dataset card, in Markdown."""
+    from huggingface_hub import DatasetCardData
+
+    config, counts = read_config(run_folder), funnel(run_folder)
+    header = DatasetCardData(
+        pretty_name=name,
+        license=license,
+        language=["en"],
+        tags=["code", "python", "synthetic", "instruction-tuning", "self-alignment"],
+        task_categories=["text-generation"],
+        size_categories=[next((size for limit, size in SIZES.items() if examples < limit), "n>10M")],
+        configs=[{"config_name": "default", "data_files": [{"split": "train", "path": file}]}],
+    )
+    settings = [(key, value) for key, value in config.items() if not isinstance(value, dict) and key != "decontamination"]
+    versions = [(package, number) for package, number in config.get("versions", {}).items() if number]
+    return jinja2.Environment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True).from_string(CARD).render(
+        header=header.to_yaml().strip(), name=name, examples=examples, config=config, columns=columns, descriptions=COLUMNS,
+        license=license, table=table(counts), funnel=counts, settings=settings + versions,
+    )  # fmt: skip
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="the run folder")
+    parser.add_argument("--format", choices=FORMATS, required=True)
+    parser.add_argument("--out", type=Path, required=True, help="a new folder")
+    parser.add_argument("--license", default="unknown", help="the hub's name of the licence that you give the data (default: unknown)")
+    arguments = parser.parse_args()
+    try:
+        examples = export(arguments.run, arguments.out, arguments.format, arguments.license)
+    except BadInput as error:
+        print(f"export.py: {error}", file=sys.stderr)
+        return 2
+    print(f"{examples} examples: {arguments.out}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

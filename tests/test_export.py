@@ -1,0 +1,88 @@
+"""What leaves a run folder is read by `datasets` as it is, and carries a card that the hub understands."""
+
+import json
+
+import datasets
+import pytest
+from huggingface_hub import DatasetCard
+
+from export import export
+from rows import BadInput
+
+EXAMPLES = [
+    {"id": f"x{n}", "instruction": f"Add {n} | *two* numbers.", "response": "Grüße\u2028\n```python\nx = 1\n```", "tests": "assert x == 1",
+     "category": "function", "difficulty": "easy", "concepts": ["lists"] * (n % 3), "seed": "def f(x): ...", "seed_id": "s0", "shown": n % 2 == 0}
+    for n in range(2500)
+]  # fmt: skip
+
+
+@pytest.fixture
+def run_folder(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    config = {"model": "owner/model", "source": "stdlib", "decontamination": "substrings of humaneval+; mbpp+ NOT SEARCHED: offline",
+              "sandbox": {"network": "loopback only"}, "versions": {"vllm": None, "torch": "2.13.0"}}  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "sft.jsonl").write_text("".join(json.dumps(row) + "\n" for row in EXAMPLES))
+    (folder / "seeds.jsonl").write_text('{"id": "s0", "where": "m.py:1", "code": "def f(x): ..."}\n{"id": "s1", "where": "m.py:2", "reject": "no_docstring"}\n')
+    return folder
+
+
+def load(folder, tmp_path) -> list[dict]:
+    return datasets.load_dataset(str(folder), split="train", cache_dir=str(tmp_path / "cache")).to_list()
+
+
+def test_parquet_holds_every_column_of_every_example(run_folder, tmp_path):
+    assert export(run_folder, tmp_path / "out", "parquet") == 2500
+    assert load(tmp_path / "out", tmp_path) == EXAMPLES
+
+
+def test_messages_are_what_chat_trainers_take(run_folder, tmp_path, command):
+    made = command("export.py", run_folder, "--format", "messages", "--out", tmp_path / "deep" / "out", "--license", "apache-2.0")
+    assert made.returncode == 0 and made.stdout.startswith("2500 examples"), made.stderr
+    assert load(tmp_path / "deep" / "out", tmp_path) == [
+        {"id": row["id"], "messages": [{"role": "user", "content": row["instruction"]}, {"role": "assistant", "content": row["response"]}]}
+        for row in EXAMPLES
+    ]
+    assert DatasetCard.load(tmp_path / "deep" / "out" / "README.md").data.license == "apache-2.0"
+
+
+def test_the_card_states_what_is_known_and_no_more(run_folder, tmp_path):
+    export(run_folder, tmp_path / "out", "parquet")
+    card = DatasetCard.load(tmp_path / "out" / "README.md")
+    assert card.data.license == "unknown" and card.data.size_categories == ["1K<n<10K"]
+    for text in ("2,500 instructions", "owner/model", "stdlib", "mbpp+ NOT SEARCHED", "loopback only", "no_docstring 1", "| torch | 2.13.0 |", "keep the licence"):
+        assert text in card.text, card.text
+    assert "vllm" not in card.text and all(f"| `{column}` |" in card.text for column in EXAMPLES[0])
+
+
+def test_half_a_surrogate_pair_becomes_a_question_mark(run_folder, tmp_path):
+    (run_folder / "sft.jsonl").write_text(json.dumps(EXAMPLES[0] | {"seed": "half \ud800"}) + "\n")
+    for format in ("parquet", "messages"):
+        export(run_folder, tmp_path / format, format)
+    assert load(tmp_path / "parquet", tmp_path)[0]["seed"] == "half ?"
+
+
+@pytest.mark.parametrize("format", ["parquet", "messages"])
+def test_what_cannot_be_exported_leaves_nothing_behind(run_folder, tmp_path, command, format):
+    sft, left = run_folder / "sft.jsonl", sorted(path.name for path in tmp_path.iterdir())
+    for contents, says in [("", "no examples"), ("{\n", "sft.jsonl:1:"), (sft.read_text() + '{"id": "y", "instruction": "alone"}\n', "example y")]:
+        sft.write_text(contents)
+        with pytest.raises(BadInput, match=says):
+            export(run_folder, tmp_path / "out", format)
+    ended = command("export.py", run_folder, "--format", format, "--out", tmp_path / "out")
+    assert ended.returncode == 2 and ended.stderr.count("\n") == 1 and "example y" in ended.stderr
+    sft.unlink()
+    with pytest.raises(BadInput, match="no sft.jsonl"):
+        export(run_folder, tmp_path / "out", format)
+    assert sorted(path.name for path in tmp_path.iterdir()) == left
+
+
+def test_another_column_type_later_on_and_a_taken_folder_are_refused(run_folder, tmp_path):
+    with (run_folder / "sft.jsonl").open("a") as file:
+        file.write(json.dumps(EXAMPLES[0] | {"concepts": 3}) + "\n")
+    with pytest.raises(BadInput, match="not like those before it"):
+        export(run_folder, tmp_path / "out", "parquet")
+    with pytest.raises(BadInput, match="take another --out"):
+        export(run_folder, run_folder, "parquet")
+    assert not (tmp_path / "out").exists() and sorted(path.name for path in run_folder.iterdir()) == ["config.json", "seeds.jsonl", "sft.jsonl"]
