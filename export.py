@@ -18,7 +18,7 @@ from pathlib import Path
 
 import jinja2
 
-from report import funnel, read_config, table
+from report import funnel, read_config, table, whole
 from rows import BadInput, read_rows
 
 COLUMNS = {
@@ -67,7 +67,7 @@ def read_examples(path: Path) -> Iterator[dict]:
     for row in read_rows(path):
         if not isinstance(row.get("instruction"), str) or not isinstance(row.get("response"), str):
             raise BadInput(f"{path}: example {row['id']} has no text `instruction` and `response`")
-        yield json.loads(json.dumps(row, ensure_ascii=False).encode(errors="replace"))
+        yield json.loads(whole(json.dumps(row, ensure_ascii=False)))
 
 
 def write_parquet(rows: Iterator[dict], path: Path) -> int:

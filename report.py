@@ -87,13 +87,18 @@ def funnel(folder: Path) -> dict:
         "stages": [stages[stage] for stage in STAGES],
         "sft": sft,
         "instructions_by_passing_samples": {count: passing[count] for count in sorted(passing)},
-        "tasks": [{"category": kind, "difficulty": level, **counts} for (kind, level), counts in sorted(tasks.items())],
+        "tasks": [{"category": kind, "difficulty": level, **tasks[kind, level]} for kind, level in sorted(tasks, key=from_easy_to_hard)],
         "lengths": {what: {length: counts[length] for length in sorted(counts)} for what, counts in lengths.items()},
         "concepts": concepts,
         "parents_of_examples": parents_of_examples,
         "sandbox": config.get("sandbox", {}),
         "decontamination": config.get("decontamination", "not run yet"),
     }
+
+
+def from_easy_to_hard(task: tuple[str, str]) -> tuple[str, int]:
+    category, difficulty = task
+    return category, "easy medium hard".find(difficulty)
 
 
 def read_config(folder: Path) -> dict:
@@ -121,12 +126,17 @@ def measure(stage: str, row: dict, number: int, lengths: dict[str, collections.C
     elif kept and stage == "seeds":
         lengths["seed_lines"][row["code"].count("\n") + 1] += 1
     elif kept and stage == "concepts":
-        links.executemany("insert or ignore into concepts values (?, ?)", [(number, concept) for concept in set(row["concepts"])])
+        links.executemany("insert or ignore into concepts values (?, ?)", [(number, whole(concept)) for concept in row["concepts"]])
     elif kept and stage == "instructions":
         lengths["instruction_words"][len(row["instruction"].split())] += 1
         links.execute("insert or ignore into instructions values (?, ?, ?)", (row["id"], row["category"], row["difficulty"]))
     elif kept and stage == "executions":
         links.execute("insert or ignore into passed values (?)", (row["response_id"],))
+
+
+def whole(text: str) -> str:
+    """`text` with a question mark for half a surrogate pair, which no file can hold."""
+    return text.encode(errors="replace").decode()
 
 
 def assertions(tests: str) -> int:
@@ -156,7 +166,7 @@ def count_passes(links: sqlite3.Connection) -> tuple[dict[tuple[str, str], dict[
 
 
 def common_concepts(links: sqlite3.Connection) -> dict:
-    """How many concepts there are, and clusters of the most common: those that stand beside the same others, largest first.
+    """How many concepts there are, and clusters of the most common: those that stand beside the same others, largest first, lone ones last.
 
     Average linkage of the cosine between the concepts' counts of one another, cut at 0.75.
     """
@@ -177,7 +187,7 @@ def common_concepts(links: sqlite3.Connection) -> dict:
     for cluster, (concept, seeds) in zip(clusters, common.items()):
         members[cluster][concept] = seeds
     distinct, = links.execute("select count(distinct concept) from concepts").fetchone()
-    return {"distinct": distinct, "clusters": sorted(members.values(), key=lambda cluster: -sum(cluster.values()))}
+    return {"distinct": distinct, "clusters": sorted(members.values(), key=lambda cluster: (len(cluster) == 1, -sum(cluster.values())))}
 
 
 def table(counts: dict) -> str:
@@ -249,7 +259,7 @@ def write_report(folder: Path) -> dict:
         origin=lambda row: origin(row, counts["parents_of_examples"]),
         final=list(itertools.islice(read_rows(folder / "sft.jsonl"), FINAL_EXAMPLES)),
     )
-    write_atomically(folder / "report.html", page.encode(errors="replace").decode())
+    write_atomically(folder / "report.html", whole(page))
     write_atomically(folder / "funnel.json", json.dumps(counts, indent=2))
     return counts
 
@@ -296,7 +306,7 @@ def plots(counts: dict, samples: int) -> dict[str, str]:
         for name, draw, data in (
             ("fates", draw_fates, counts["stages"]),
             ("passes", draw_passes, [counts["instructions_by_passing_samples"].get(n, 0) for n in range(samples + 1)]),
-            ("tasks", draw_tasks, counts["tasks"]),
+            ("tasks", draw_tasks, [task for task in counts["tasks"] if task["instructions"]]),
             ("lengths", draw_lengths, counts["lengths"]),
             ("effort", draw_effort, counts["stages"]),
             ("concepts", draw_concepts, counts["concepts"]["clusters"]),
@@ -355,13 +365,11 @@ def draw_passes(instructions: list[int]):
 
 def draw_tasks(tasks: list[dict]):
     """The share of solved instructions for each category and difficulty, with its 95 % Wilson interval."""
-    order = {"easy": 0, "medium": 1, "hard": 2}
-    tasks = sorted(tasks, key=lambda task: (task["category"], order.get(task["difficulty"], len(order))))
     figure, axes = blank(30 * len(tasks) + 60)
     rows_of_bars(axes, [f"{task['category']}, {task['difficulty']}" for task in tasks])
-    for y, task in enumerate(task for task in tasks if task["instructions"]):
+    for y, task in enumerate(tasks):
         axes.plot(wilson(task["solved"], task["instructions"]), [y, y], color=ACCENT, linewidth=1.5, solid_capstyle="butt")
-        axes.plot(task["solved"] / task["instructions"], y, "o", color=ACCENT, markersize=7)
+        axes.plot(task["solved"] / task["instructions"], y, "o", color=ACCENT, markersize=7, clip_on=False)
         axes.text(1.02, y, f"{task['solved']:,} of {task['instructions']:,}", va="center")
     axes.set_xlim(0, 1.18)
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0 %", "25 %", "50 %", "75 %", "100 %"])
@@ -389,8 +397,9 @@ def draw_lengths(lengths: dict[str, dict[int, int]]):
         heights, *_ = axes.hist(values, np.arange(0, longest + 2 * width, width) - 0.5, weights=counts, color=SOFT, rwidth=0.9)
         axes.set_ylim(0, 1.2 * heights.max())
         axes.axvline(median, color=ACCENT, linewidth=1.5)
-        axes.annotate(f"median {median:,}", (median, 1), (4, 0), xycoords=("data", "axes fraction"), textcoords="offset points",
-                      color=ACCENT, va="top")
+        side, distance = ("left", 4) if 2 * median < longest else ("right", -4)
+        axes.annotate(f"median {median:,}", (median, 1), (distance, 0), xycoords=("data", "axes fraction"), textcoords="offset points",
+                      color=ACCENT, ha=side, va="top")
     return figure
 
 
@@ -401,17 +410,17 @@ def draw_effort(stages: list[dict]):
         values = [stage[what] for stage in stages]
         rows_of_bars(axes, [stage["stage"] for stage in stages] if what == "seconds" else [""] * len(stages))
         bars = axes.barh(range(len(stages)), values, 0.75, color=SOFT)
-        axes.bar_label(bars, [clock(value) if what == "seconds" else f"{value:,}" if value else "" for value in values], padding=4)
+        axes.bar_label(bars, [(clock(value) if what == "seconds" else f"{value:,}") if value else "" for value in values], padding=4)
         axes.set_xlim(0, 1.25 * max(values) or 1)
         axes.set_title(unit, color=MUTED)
     return figure
 
 
 def draw_concepts(clusters: list[dict[str, int]]):
-    """The most common concepts by the number of their seeds, cluster by cluster."""
+    """The most common concepts by the number of their seeds, cluster by cluster, and those that are in none."""
     rows = []
     for cluster in clusters:
-        rows += [*cluster.items(), ("", 0)]
+        rows += [*cluster.items(), *([("", 0)] if len(cluster) > 1 else [])]
     figure, axes = blank(20 * len(rows) + 20)
     rows_of_bars(axes, [concept for concept, _ in rows])
     bars = axes.barh(range(len(rows)), [seeds for _, seeds in rows], 0.75, color=ACCENT)

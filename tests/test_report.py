@@ -33,7 +33,7 @@ ROWS = {
     + [{"id": f"s{n}", "where": f"m.py:{n}", "reject": "no_docstring"} for n in range(4, 9)]
     + [{"id": "s9", "where": "m.py:9", "code": "x <script>alert(1)</script>", "reject": "type_error"}],
     "concepts": [{"id": f"c{n}", "seed_id": f"s{n}", "concepts": ["lists", "$\\frac{<b>&☃"], "tokens": 5} for n in range(3)]
-    + [{"id": "c3", "seed_id": "s3", "text": "", "tokens": 7, "reject": "length"}],
+    + [{"id": "c3", "seed_id": "s3", "text": "half \ud800", "tokens": 7, "reject": "length"}],
     "instructions": [task(0), task(1), task(2, "class", "hard")],
     "responses": [sample(0, 0), sample(1, 0), sample(2, 1), sample(3, 1, 5), sample(4, 2, text="no", reject="no_code_block")],
     "executions": [verdict(0), verdict(1), verdict(2, "failed"), verdict(3, "timeout")],
@@ -81,7 +81,7 @@ def test_the_counts_are_those_counted_by_hand(planted):
 
 
 def test_concepts_that_stand_beside_the_same_others_are_one_cluster(tmp_path):
-    lists = [["list slicing", "sorting"], ["list slicing", "loops"], ["sorting", "loops"], ["bit shifting", "masks"], ["bit shifting", "masks"], ["once"]]
+    lists = [["list slicing", "sorting"], ["list slicing", "loops"], ["sorting", "loops"], ["bit shifting", "masks"], ["bit shifting", "masks"], ["half \ud800"]]
     rows = [{"id": f"c{n}", "seed_id": f"s{n}", "concepts": concepts} for n, concepts in enumerate(lists)]
     (tmp_path / "concepts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert funnel(tmp_path)["concepts"] == {
