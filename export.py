@@ -1,7 +1,7 @@
 """Hand the data of a run on: a folder that `datasets.load_dataset` reads as it is, and a card that says how the data was made.
 
     python export.py runs/first --format parquet --out DIR       train.parquet: every column of sft.jsonl
-    python export.py runs/first --format messages --out DIR      train.jsonl: {"id", "messages": [user, assistant]}, as chat trainers take it
+    python export.py runs/first --format messages --out DIR      train.jsonl: {"id", "messages"}, as chat trainers take it
 
 DIR appears when it is whole. Its README.md is the card, with the header that the hub understands. The licence is `unknown` unless
 `--license` gives one: seeds keep the licence of the code they come from, and nothing in a run says what that is.
@@ -110,8 +110,8 @@ CARD = """---
 # {{ name }}
 
 {{ "{:,}".format(examples) }} instructions for Python code with a response each, made with the method of SelfCodeAlign
-([arXiv 2410.24198](https://arxiv.org/abs/2410.24198)): {{ config.model or "a model that the run does not name" }} named the concepts in functions of
-{{ config.source or "a source that the run does not name" }}, invented tasks from them, and answered each task with tests of its own.
+([arXiv 2410.24198](https://arxiv.org/abs/2410.24198)): {{ model }} named the concepts in functions of
+{{ source }}, invented tasks from them, and answered each task with tests of its own.
 
 Every response passed the tests that came with it. No person has read the data: a response that passes weak tests may be wrong, and an
 instruction may be unclear.
@@ -131,9 +131,9 @@ Unknown: nobody has said under which licence this data may be used.
 Given by whoever exported it: {{ license }}.
 
 {% endif %}
-The seed functions come from {{ config.source or "a source that the run does not name" }} and keep the licence of that code
+The seed functions come from {{ source }} and keep the licence of that code
 {%- if "seed" in columns %}; the column `seed` holds them as they are{% endif %}. Instructions and responses are the output of
-{{ config.model or "the model" }}, whose licence may say what output may be used for. Look at both before you publish or train.
+{{ model }}, whose licence may say what output may be used for. Look at both before you publish or train.
 
 ## Counts
 
@@ -180,9 +180,12 @@ def card(run_folder: Path, name: str, file: str, columns: list[str], examples: i
     )
     settings = [(key, value) for key, value in config.items() if not isinstance(value, dict) and key != "decontamination"]
     versions = [(package, number) for package, number in config.get("versions", {}).items() if number]
+    source = config.get("source", "a source that the run does not name")
+    source = "Python's standard library" if source == "stdlib" else source
     return jinja2.Environment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True).from_string(CARD).render(
-        header=header.to_yaml().strip(), name=name, examples=examples, config=config, columns=columns, descriptions=COLUMNS,
-        license=license, table=table(counts), funnel=counts, settings=settings + versions,
+        header=header.to_yaml().strip(), name=name, examples=examples, columns=columns, descriptions=COLUMNS, license=license,
+        model=config.get("model", "a model that the run does not name"), source=source,
+        table=table(counts), funnel=counts, settings=settings + versions,
     )  # fmt: skip
 
 

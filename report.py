@@ -20,7 +20,7 @@ import jinja2
 from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.stats import binomtest
 
-from rows import read_rows, write_atomically
+from rows import BadInput, read_rows, write_atomically
 
 PARENT = {  # stage: (the stage its rows come from, the key that names the row)
     "seeds": (None, None),
@@ -102,7 +102,12 @@ def from_easy_to_hard(task: tuple[str, str]) -> tuple[str, int]:
 
 
 def read_config(folder: Path) -> dict:
-    return json.loads((folder / "config.json").read_text()) if (folder / "config.json").exists() else {}
+    """What config.json of a run folder says, {} where there is none. Raises BadInput."""
+    path = folder / "config.json"
+    try:
+        return json.loads(path.read_text()) if path.exists() else {}
+    except ValueError as error:
+        raise BadInput(f"{path}: {error}") from None
 
 
 LENGTHS = {  # what is counted, and of what

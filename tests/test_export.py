@@ -10,8 +10,9 @@ from export import export
 from rows import BadInput
 
 EXAMPLES = [
-    {"id": f"x{n}", "instruction": f"Add {n} | *two* numbers.", "response": "Grüße\u2028\n```python\nx = 1\n```", "tests": "assert x == 1",
-     "category": "function", "difficulty": "easy", "concepts": ["lists"] * (n % 3), "seed": "def f(x): ...", "seed_id": "s0", "shown": n % 2 == 0}
+    {"id": f"x{n}", "instruction": f"Add {n} | *two* numbers.", "response": "Grüße\u2028\n```python\nx = 1\n```",
+     "tests": "assert x == 1", "category": "function", "difficulty": "easy", "concepts": ["lists"] * (n % 3), "seed": "def f(x): ...",
+     "seed_id": "s0", "shown": n % 2 == 0}
     for n in range(2500)
 ]  # fmt: skip
 
@@ -24,7 +25,7 @@ def run_folder(tmp_path):
               "sandbox": {"network": "loopback only"}, "versions": {"vllm": None, "torch": "2.13.0"}}  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "sft.jsonl").write_text("".join(json.dumps(row) + "\n" for row in EXAMPLES))
-    (folder / "seeds.jsonl").write_text('{"id": "s0", "where": "m.py:1", "code": "def f(x): ..."}\n{"id": "s1", "where": "m.py:2", "reject": "no_docstring"}\n')
+    (folder / "seeds.jsonl").write_text('{"id": "s0", "where": "m.py:1", "code": "x"}\n{"id": "s1", "reject": "no_docstring"}\n')
     return folder
 
 
@@ -51,7 +52,8 @@ def test_the_card_states_what_is_known_and_no_more(run_folder, tmp_path):
     export(run_folder, tmp_path / "out", "parquet")
     card = DatasetCard.load(tmp_path / "out" / "README.md")
     assert card.data.license == "unknown" and card.data.size_categories == ["1K<n<10K"]
-    for text in ("2,500 instructions", "owner/model", "stdlib", "mbpp+ NOT SEARCHED", "loopback only", "no_docstring 1", "| torch | 2.13.0 |", "keep the licence"):
+    stated = ("2,500 instructions", "owner/model", "Python's standard library", "mbpp+ NOT SEARCHED", "loopback only", "no_docstring 1", "| torch | 2.13.0 |")
+    for text in (*stated, "keep the licence"):
         assert text in card.text, card.text
     assert "vllm" not in card.text and all(f"| `{column}` |" in card.text for column in EXAMPLES[0])
 
@@ -66,12 +68,17 @@ def test_half_a_surrogate_pair_becomes_a_question_mark(run_folder, tmp_path):
 @pytest.mark.parametrize("format", ["parquet", "messages"])
 def test_what_cannot_be_exported_leaves_nothing_behind(run_folder, tmp_path, command, format):
     sft, left = run_folder / "sft.jsonl", sorted(path.name for path in tmp_path.iterdir())
-    for contents, says in [("", "no examples"), ("{\n", "sft.jsonl:1:"), (sft.read_text() + '{"id": "y", "instruction": "alone"}\n', "example y")]:
+    half = sft.read_text() + '{"id": "y", "instruction": "alone"}\n'
+    for contents, says in [("", "no examples"), ("{\n", "sft.jsonl:1:"), (half, "example y")]:
         sft.write_text(contents)
         with pytest.raises(BadInput, match=says):
             export(run_folder, tmp_path / "out", format)
     ended = command("export.py", run_folder, "--format", format, "--out", tmp_path / "out")
     assert ended.returncode == 2 and ended.stderr.count("\n") == 1 and "example y" in ended.stderr
+    sft.write_text(json.dumps(EXAMPLES[0]) + "\n")
+    (run_folder / "config.json").write_text("{")
+    with pytest.raises(BadInput, match="config.json"):
+        export(run_folder, tmp_path / "out", format)
     sft.unlink()
     with pytest.raises(BadInput, match="no sft.jsonl"):
         export(run_folder, tmp_path / "out", format)
@@ -85,4 +92,4 @@ def test_another_column_type_later_on_and_a_taken_folder_are_refused(run_folder,
         export(run_folder, tmp_path / "out", "parquet")
     with pytest.raises(BadInput, match="take another --out"):
         export(run_folder, run_folder, "parquet")
-    assert not (tmp_path / "out").exists() and sorted(path.name for path in run_folder.iterdir()) == ["config.json", "seeds.jsonl", "sft.jsonl"]
+    assert not (tmp_path / "out").exists() and len(list(run_folder.iterdir())) == 3

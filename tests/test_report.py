@@ -50,7 +50,7 @@ def planted(tmp_path):
     folder.mkdir()
     for stage, rows in ROWS.items():
         (folder / f"{stage}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    config = {"model": "m/<b>", "samples": 2, "seconds": {"responses": 12.34}, "decontamination": "substrings of humaneval+", "sandbox": {"files": "own"}}
+    config = {"model": "m/<b>", "samples": 2, "seconds": {"responses": 12.34}, "decontamination": "not run yet", "sandbox": {"files": "own"}}
     (folder / "config.json").write_text(json.dumps(config))
     return folder
 
@@ -81,11 +81,11 @@ def test_the_counts_are_those_counted_by_hand(planted):
 
 
 def test_concepts_that_stand_beside_the_same_others_are_one_cluster(tmp_path):
-    lists = [["list slicing", "sorting"], ["list slicing", "loops"], ["sorting", "loops"], ["bit shifting", "masks"], ["bit shifting", "masks"], ["half \ud800"]]
+    lists = [["slicing", "sorting"], ["slicing", "loops"], ["sorting", "loops"], ["shifts", "masks"], ["shifts", "masks"], ["half \ud800"]]
     rows = [{"id": f"c{n}", "seed_id": f"s{n}", "concepts": concepts} for n, concepts in enumerate(lists)]
     (tmp_path / "concepts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert funnel(tmp_path)["concepts"] == {
-        "distinct": 6, "clusters": [{"list slicing": 2, "loops": 2, "sorting": 2}, {"bit shifting": 2, "masks": 2}],
+        "distinct": 6, "clusters": [{"loops": 2, "slicing": 2, "sorting": 2}, {"masks": 2, "shifts": 2}],
     }  # fmt: skip
 
 
@@ -106,8 +106,8 @@ def test_the_page_needs_nothing_from_elsewhere_and_runs_nothing(planted):
 @pytest.mark.skipif(not BROWSER, reason="no browser")
 def test_the_page_opens_in_a_browser(planted, tmp_path):
     write_report(planted)
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update",
-               "--disable-sync", f"--user-data-dir={tmp_path / 'browser'}", "--dump-dom"]  # fmt: skip
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+               "--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path / 'browser'}", "--dump-dom"]  # fmt: skip
     opened = subprocess.run([BROWSER, *options, (planted / "report.html").as_uri()], capture_output=True, text=True, timeout=120)
     assert opened.returncode == 0 and opened.stdout.count("</svg>") == 6 and opened.stdout.count("<details") == 8, opened.stderr[-2000:]
     assert "$\\frac{&lt;b&gt;&amp;☃" in opened.stdout
