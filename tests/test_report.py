@@ -50,7 +50,7 @@ def planted(tmp_path):
     folder.mkdir()
     for stage, rows in ROWS.items():
         (folder / f"{stage}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    config = {"model": "m/<b>", "samples": 2, "seconds": {"responses": 12.34}, "decontamination": "not run yet", "sandbox": {"files": "own"}}
+    config = {"model": "m/<b>", "samples": 2, "seconds": {"responses": 12.34}, "decontamination": "not yet", "sandbox": {"files": "own"}}
     (folder / "config.json").write_text(json.dumps(config))
     return folder
 
