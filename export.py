@@ -143,8 +143,7 @@ The seed functions come from {{ source }} and keep the licence of that code
 
 ## Contamination and execution
 
-Decontamination: {{ funnel.decontamination }}. An example is refused if it holds such a text with the same characters, white space and
-case aside; a benchmark's task in other words is not found this way.
+Decontamination: {{ funnel.decontamination }}. A benchmark's task that is told in other words may still be in the data.
 
 Programs were executed under these protections:
 
