@@ -372,7 +372,7 @@ def fits(model, arguments, device) -> tuple[bool, bool]:
     still = width * sum(weight.numel() for weight in model.parameters())
     still += trained * (width + 2 * (arguments.precision == "mixed") + 8 * (arguments.optimizer == "adamw"))
     # what a layer of the usual kind keeps of each token: its inputs, queries, keys, values, output, and four rows as wide as the MLP
-    activations = width * arguments.pack_tokens * config.num_hidden_layers * (10 * config.hidden_size + 4 * config.intermediate_size)
+    activations = width * arguments.pack_tokens * config.num_hidden_layers * (14 * config.hidden_size + 4 * config.intermediate_size)
     return still < 0.8 * memory, still + activations < 0.8 * memory
 
 

@@ -273,7 +273,7 @@ def test_low_rank_adapters_are_merged_into_a_model_that_loads(tiny, data, tmp_pa
 def test_a_fine_tune_learns_and_leaves_a_model_that_loads(model, tmp_path, command):
     data, out = tmp_path / "sft.jsonl", tmp_path / "model"
     data.write_text("".join(json.dumps({"instruction": i, "response": r}) + "\n" for i, r in EXAMPLES[:2]))
-    options = ["--model", model, "--data", data, "--out", out, "--epochs", 6, "--batch-size", 2, "--lr", 2e-5, "--precision", "mixed"]
+    options = ["--model", model, "--data", data, "--out", out, "--epochs", 6, "--batch-size", 2, "--lr", 5e-5, "--precision", "mixed"]
     first = command("train.py", *options)
     assert first.returncode == 0, first.stderr[-2000:]
     losses = [json.loads(line)["loss"] for line in (out / "log.jsonl").read_text().splitlines()]
@@ -286,4 +286,4 @@ def test_a_fine_tune_learns_and_leaves_a_model_that_loads(model, tmp_path, comma
     assert tokenizer.chat_template == train.CHAT_TEMPLATE.read_text() and loaded.dtype == torch.bfloat16
     ids, prompt_length = train.encode_example(tokenizer, *EXAMPLES[1])
     answer = loaded.generate(torch.tensor([ids[:prompt_length]]), max_new_tokens=8, do_sample=False)[0, prompt_length:]
-    assert answer[-1] == tokenizer.eos_token_id and len(answer) < 8  # the answer ends by itself, as it was taught
+    assert answer.tolist() == ids[prompt_length:]  # the taught answer, ended by the end-of-text token
