@@ -92,12 +92,15 @@ def make_folder(folder: Path):
 
 
 def read_flagged(file: Path | None) -> set[str]:
+    """The task ids of a JSON list, or those that a run's funnel.json calls contaminated."""
     try:
         flagged = json.loads(file.read_text()) if file else []
     except (OSError, ValueError) as error:
         raise BadInput(f"{file}: {error}") from None
+    if isinstance(flagged, dict):
+        flagged = flagged.get("contaminated_tasks")
     if not isinstance(flagged, list) or not all(isinstance(task_id, str) for task_id in flagged):
-        raise BadInput(f"{file} is not a JSON list of task ids")
+        raise BadInput(f"{file} is neither a JSON list of task ids nor the funnel.json of a run")
     return set(flagged)
 
 

@@ -31,6 +31,7 @@ import re
 import signal
 import socket
 import tempfile
+import warnings
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -178,9 +179,10 @@ class Decontaminator:
         task, share = self.nearest(text)
         haystack = normalise(text)
         for start in range(len(haystack) - MIN_NEEDLE + 1):
-            for needle, task_id in self.needles.get(haystack[start : start + MIN_NEEDLE], {}).items():
-                if haystack.startswith(needle, start):
-                    return Finding("substring", task_id, 1.0)
+            if beginning_alike := self.needles.get(haystack[start : start + MIN_NEEDLE]):
+                for needle, task_id in beginning_alike.items():
+                    if haystack.startswith(needle, start):
+                        return Finding("substring", task_id, 1.0)
         return Finding("overlap", task, share) if share >= MIN_SHARE else None
 
     def nearest(self, text: str) -> tuple[str | None, float]:
@@ -247,7 +249,8 @@ def make_trial(task: dict) -> Trial | None:
     ordered = [*task["base_input"], *sorted(task["plus_input"], key=lambda item: len(short(item)))]
     inputs = {short(arguments): arguments for arguments in ordered}
     inputs = [arguments for text, arguments in inputs.items() if len(text) <= LARGEST and not re.search(r"(?<![.\d])\d{6}", text)][:INPUTS]
-    with contextlib.redirect_stdout(io.StringIO()):
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of references, such as invalid escapes
         outputs = trusted_exec(task["prompt"] + task["canonical_solution"], inputs, task["entry_point"])
     pairs = [(arguments, output) for arguments, output in zip(inputs, outputs) if len(short(output)) <= LARGEST]
     counts = collections.Counter(short(output) for _, output in pairs)

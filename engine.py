@@ -131,6 +131,7 @@ class InProcess:
         if self.on_cpu:
             # Seeded sampling dies on a prompt that the CPU engine prefills in two parts; compiling costs a minute to gain a tenth.
             options |= {"enforce_eager": True, "enable_chunked_prefill": False, "max_num_batched_tokens": context}
+            options |= {"block_size": 32}  # a shared prefix counts in whole blocks; vLLM's 128 leave more of it to each prompt
         self.llm = LLM(
             model=model, dtype="bfloat16", max_model_len=context, generation_config="vllm", disable_log_stats=True,
             use_tqdm_on_load=False, **{name: value for name, value in options.items() if value is not None},

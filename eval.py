@@ -411,7 +411,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--workers", type=at_least(1), help="answers checked at a time (default: as many as cores are idle)")
     parser.add_argument("--compare", nargs=2, type=Path, metavar=("DIR_A", "DIR_B"))
     parser.add_argument("--table", nargs="+", type=Path, metavar="DIR")
-    parser.add_argument("--flagged", type=Path, help="with --compare: a JSON list of ids of contaminated tasks; scores without them, too")
+    parser.add_argument("--flagged", type=Path, help="with --compare: a JSON list of contaminated tasks, or a run's funnel.json; scores without them, too")
     return parser.parse_args()
 
 

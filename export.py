@@ -1,17 +1,15 @@
 """Hand the data of a run on: a folder that `datasets.load_dataset` reads as it is, and a card that says how the data was made.
 
-    python export.py runs/first --format parquet --out DIR       train.parquet: every column of sft.jsonl
-    python export.py runs/first --format messages --out DIR      train.jsonl: {"id", "messages"}, as chat trainers take it
+    python selfcodealign.py export --out runs/first --format parquet       train.parquet: every column of sft.jsonl
+    python selfcodealign.py export --out runs/first --format messages      train.jsonl: {"id", "messages"}, as chat trainers take it
 
-DIR appears when it is whole. Its README.md is the card, with the header that the hub understands. The licence is `unknown` unless
+The folder, `--to DIR` or export-FORMAT in the run folder, appears when it is whole. Its README.md is the card, with the header that the hub understands. The licence is `unknown` unless
 `--license` gives one: seeds keep the licence of the code they come from, and nothing in a run says what that is.
 """
 
-import argparse
 import itertools
 import json
 import os
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,7 +41,7 @@ def export(run_folder: Path, out: Path, format: str, license: str = "unknown") -
         raise BadInput(f"no sft.jsonl in {run_folder}: it is not a run folder, or `select` has not been run")
     out = out.resolve()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise BadInput(f"{out} exists: take another --out")
+        raise BadInput(f"{out} exists: remove it, or take another --to")
     first = next(read_examples(source), None)
     if first is None:
         raise BadInput(f"{source} has no examples")
@@ -186,22 +184,3 @@ def card(run_folder: Path, name: str, file: str, columns: list[str], examples: i
         model=config.get("model", "a model that the run does not name"), source=source,
         table=table(counts), funnel=counts, settings=settings + versions,
     )  # fmt: skip
-
-
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="the run folder")
-    parser.add_argument("--format", choices=FORMATS, required=True)
-    parser.add_argument("--out", type=Path, required=True, help="a new folder")
-    parser.add_argument("--license", default="unknown", help="the hub's name of the licence that you give the data (default: unknown)")
-    arguments = parser.parse_args()
-    try:
-        examples = export(arguments.run, arguments.out, arguments.format, arguments.license)
-    except BadInput as error:
-        print(f"export.py: {error}", file=sys.stderr)
-        return 2
-    print(f"{examples} examples: {arguments.out}")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

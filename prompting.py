@@ -79,9 +79,9 @@ def system_text(step: str) -> str:
     return (PROMPTS / f"{step}.md").read_text().strip()
 
 
-def write_properties(properties: dict[str, str]) -> str:
+def write_properties(properties: dict[str, str], keys: tuple[str, ...] = ("concepts", "language", "difficulty", "category")) -> str:
     """A line each; the category, which decides what the task begins with, comes last, where small models heed it more often."""
-    return "\n".join(f"{key}: {properties[key]}" for key in ("concepts", "language", "difficulty", "category"))
+    return "\n".join(f"{key}: {properties[key]}" for key in keys)
 
 
 def few_shot_prompt(system: str, shots: list[str], opening: str) -> str:
@@ -97,6 +97,33 @@ def concepts_prompt(deck: list[Example], seed: dict) -> str:
 def instruction_prompt(deck: list[Example], properties: dict[str, str]) -> str:
     shots = [f"[Properties]\n{write_properties(example.properties)}\n\n[Instruction]\n{example.instruction}" for example in deck]
     return few_shot_prompt(system_text("instructions"), shots, f"[Properties]\n{write_properties(properties)}\n\n[Instruction]\n")
+
+
+def direct_prompt(deck: list[Example], seed: dict, properties: dict[str, str]) -> str:
+    """Recipe snippet-to-instruction: the code itself instead of its concepts."""
+
+    def opening(code: str, properties: dict[str, str]) -> str:
+        return f"[Code]\n{code}\n\n[Properties]\n{write_properties(properties, ('language', 'difficulty', 'category'))}\n\n[Instruction]\n"
+
+    shots = [opening(example.code, example.properties) + example.instruction for example in deck]
+    return few_shot_prompt(system_text("direct"), shots, opening(f"```python\n{seed['code']}\n```", properties))
+
+
+def oss_prompt(deck: list[Example], seed: dict) -> str:
+    """Recipe oss-instruct: problem and solution at once."""
+    shots = [f"[Code]\n{example.code}\n\n[Problem]\n{example.instruction}\n\n[Solution]\n{example.response}" for example in deck]
+    return few_shot_prompt(system_text("oss"), shots, f"[Code]\n```python\n{seed['code']}\n```\n\n[Problem]\n")
+
+
+CHANGES = (
+    "add one rule that the result must obey", "replace an everyday requirement by a less usual one",
+    "ask for a better bound on time or memory", "let the solution need one more step of thought",
+)  # fmt: skip
+
+
+def evolve_prompt(instruction: str, change: str) -> str:
+    """Recipe evol-instruct, one step. The text has an example of each of CHANGES."""
+    return f"{system_text('evolve')}\n\n### Example 5\n[Task]\n{instruction}\n\n[Change]\n{change}\n\n[New task]\n"
 
 
 @dataclass(frozen=True)

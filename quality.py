@@ -1,24 +1,30 @@
 """How much the tests of the kept examples test, and which samples of an instruction agree. The method itself asks only that tests pass.
 
-    python quality.py runs/first [--examples 100] [--mutants 20]      asserts and killed mutants of a drawn sample of sft.jsonl
+    python selfcodealign.py quality --out runs/first      asserts, killed mutants and agreement of a drawn sample, into quality.json
 
 A mutant is the response's code with one small change: another operator or constant, a condition negated, a result or a step left out.
 Tests kill it if the code no longer passes them; a mutant that runs over the time limit is killed, too, and counted once more as looping.
 Some mutants are no different from the code in what they do; no program can tell these, so they count as survivors and the share of killed
 mutants is at most too low. Changes of annotations, docstrings and `__main__` blocks, which surely make no difference, are not made.
+
+Samples of one instruction agree if each one's code passes the other's tests; `select --select consensus` keeps those with whom most agree.
 """
 
-import argparse
 import ast
+import collections
 import copy
-import sys
-from collections.abc import Iterable, Iterator
+import heapq
+from collections.abc import Hashable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from prompting import python_code
-from rows import BadInput, digest, progress, read_rows
-from sandbox import Sandbox, SandboxError
+from rows import digest, progress, read_rows
+from sandbox import Sandbox
+
+EXAMPLES, MUTANTS = 100, 10  # drawn for the report, and of each example
+INSTRUCTIONS = 50  # drawn for the report, of those with several passing samples
+TIMEOUT = 3.0  # seconds for a mutant
 
 # ---------------------------------------------------------------------------------------------------------------- mutants
 
@@ -113,7 +119,7 @@ def mutation_score(
             versions = [code, *mutants(code, limit, seed)]
             waiting[example_id] = [len(versions), []]
             for number, version in enumerate(versions):
-                yield (example_id, number), f"{version}\n\n{tests}\n"
+                yield (example_id, number), joined(version, tests)
 
     waiting = {}  # id: [programs, (number, outcome) of those that are done]
     for (example_id, number), result in sandbox.map(programs()):
@@ -143,12 +149,32 @@ def count_asserts(tests: str) -> tuple[int, int]:
 # -------------------------------------------------------------------------------------------------------------- agreement
 
 
-def agreement(sandbox: Sandbox, samples: list[tuple[str, str]]) -> list[list[bool]]:
-    """matrix[i][j]: the code of sample i passes the tests of sample j; samples are (code, tests). n * n programs, equal ones run once."""
-    programs = [[f"{code}\n\n{tests}\n" for _, tests in samples] for code, _ in samples]
-    distinct = dict.fromkeys(program for row in programs for program in row)
-    passed = {program: result.outcome == "passed" for program, result in sandbox.map((program, program) for program in distinct)}
-    return [[passed[program] for program in row] for row in programs]
+def agreement(
+    sandbox: Sandbox, groups: Iterable[tuple[Hashable, list[tuple[str, str]]]]
+) -> Iterator[tuple[Hashable, list[list[bool]]]]:
+    """For each (key, samples): the key and matrix[i][j], whether the code of sample i passes the tests of sample j; as they are done.
+
+    Samples are (code, tests). n * n programs, equal ones run once.
+    """
+    waiting = {}  # key: [samples, distinct programs, {program: passed}]
+
+    def programs() -> Iterator[tuple[tuple, str]]:
+        for key, samples in groups:
+            distinct = {joined(code, tests) for code, _ in samples for _, tests in samples}
+            waiting[key] = [samples, len(distinct), {}]
+            for program in distinct:
+                yield (key, program), program
+
+    for (key, program), result in sandbox.map(programs()):
+        samples, expected, passed = waiting[key]
+        passed[program] = result.outcome == "passed"
+        if len(passed) == expected:
+            del waiting[key]
+            yield key, [[passed[joined(code, tests)] for _, tests in samples] for code, _ in samples]
+
+
+def joined(code: str, tests: str) -> str:
+    return f"{code}\n\n{tests}\n"
 
 
 def consensus(matrix: list[list[bool]], ids: list[str]) -> str | None:
@@ -167,37 +193,45 @@ def consensus(matrix: list[list[bool]], ids: list[str]) -> str | None:
     return ids[min(passing, key=lambda i: (*(-count for count in support(i)), ids[i]))] if passing else None
 
 
-# ----------------------------------------------------------------------------------------------------------- command line
+# ------------------------------------------------------------------------------------------------------------- of a run
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="a run folder")
-    parser.add_argument("--examples", type=int, default=100, help="how many are drawn (default: 100)")
-    parser.add_argument("--mutants", type=int, default=20, help="of each at most (default: 20)")
-    parser.add_argument("--timeout", type=float, default=3.0, help="seconds for a mutant (default: 3)")
-    arguments = parser.parse_args()
-    try:
-        if not (arguments.run / "sft.jsonl").is_file():
-            raise BadInput(f"no finished run: {arguments.run / 'sft.jsonl'} is missing")
-        if arguments.examples < 1 or arguments.mutants < 1:
-            raise BadInput("--examples and --mutants take 1 or more")
-        rows = sorted(read_rows(arguments.run / "sft.jsonl"), key=lambda row: digest("quality", row["id"]))[: arguments.examples]
-        examples = [(row["id"], python_code(row["response"]), python_code(row["tests"])) for row in rows]
-        asserts = [count_asserts(tests) for _, _, tests in examples]
-        with Sandbox(timeout=arguments.timeout) as sandbox:
-            scores = mutation_score(sandbox, examples, arguments.mutants)
-            measured = [score for _, score in progress(scores, total=len(examples), desc="quality", unit="example") if score.mutants]
-    except (BadInput, SandboxError) as error:
-        print(f"quality.py: {error}", file=sys.stderr)
-        return 2
-    total, killed, looping = (sum(column) for column in zip(*measured)) if measured else (0, 0, 0)
-    shares = [score.killed / score.mutants for score in measured]
-    counted, different = (sum(column) for column in zip(*asserts)) if asserts else (0, 0)
-    print(f"{len(examples)} examples, {counted} asserts, {different} different ones")
-    print(f"{len(measured)} examples with mutants: {killed} of {total} killed, {looping} of these looping; "
-          f"examples whose tests kill all: {shares.count(1.0)}, none: {shares.count(0.0)}")
+def measure(sandbox: Sandbox, folder: Path) -> dict:
+    """The quality of the tests of a run's final examples, and the agreement of its passing samples, each of a sample drawn by content."""
+    rows = heapq.nsmallest(EXAMPLES, read_rows(folder / "sft.jsonl"), key=lambda row: digest("quality", row["id"]))
+    examples = [(row["id"], python_code(row["response"]), python_code(row["tests"])) for row in rows if row["tests"]]
+    asserts = [count_asserts(tests) for _, _, tests in examples]
+    scores = mutation_score(sandbox, examples, MUTANTS)
+    scores = [score for _, score in progress(scores, total=len(examples), desc="quality", unit="example") if score.mutants]
+    pairs = agreeing = 0
+    groups = several_passing(folder)
+    for _, matrix in progress(agreement(sandbox, groups.items()), total=len(groups), desc="agreement", unit="instruction"):
+        pairs += len(matrix) * (len(matrix) - 1)
+        agreeing += sum(map(sum, matrix)) - sum(matrix[i][i] for i in range(len(matrix)))
+    return {
+        "examples": len(examples),
+        "asserts": sum(count for count, _ in asserts),
+        "different_asserts": sum(different for _, different in asserts),
+        "examples_with_mutants": len(scores),
+        "mutants": sum(score.mutants for score in scores),
+        "killed": sum(score.killed for score in scores),
+        "looping": sum(score.looping for score in scores),
+        "examples_that_kill_all": sum(score.killed == score.mutants for score in scores),
+        "examples_that_kill_none": sum(score.killed == 0 for score in scores),
+        "instructions": len(groups),  # with several passing samples
+        "pairs": pairs,  # of a passing sample's code and the tests of another one
+        "agreeing": agreeing,  # the code passes them
+    }
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def several_passing(folder: Path) -> dict[str, list[tuple[str, str]]]:
+    """{instruction id: (code, tests) of its passing samples} of a drawn sample of the instructions that have several."""
+    passed = {row["response_id"] for row in read_rows(folder / "executions.jsonl") if row["outcome"] == "passed"}
+    counts = collections.Counter(row["instruction_id"] for row in read_rows(folder / "responses.jsonl") if row["id"] in passed)
+    several = (instruction_id for instruction_id, count in counts.items() if count > 1)
+    drawn = heapq.nsmallest(INSTRUCTIONS, several, key=lambda instruction_id: digest("agreement", instruction_id))
+    samples = {instruction_id: [] for instruction_id in drawn}
+    for row in read_rows(folder / "responses.jsonl"):
+        if row["id"] in passed and row["instruction_id"] in samples:
+            samples[row["instruction_id"]].append((python_code(row["response"]), python_code(row["tests"])))
+    return samples

@@ -21,6 +21,7 @@ from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.stats import binomtest
 
 from rows import BadInput, read_rows, write_atomically
+from selection import UNTESTED
 
 PARENT = {  # stage: (the stage its rows come from, the key that names the row)
     "seeds": (None, None),
@@ -44,7 +45,7 @@ LINKS = """
 def funnel(folder: Path) -> dict:
     """Count the rows of every stage file under `folder`, and add what config.json knows of the run."""
     config = read_config(folder)
-    stages, parents_of_examples, wanted = {}, {}, set()
+    stages, parents_of_examples, wanted, contaminated = {}, {}, set(), set()
     lengths = {what: collections.Counter() for what in LENGTHS}
     with contextlib.closing(sqlite3.connect("")) as links:
         links.executescript(LINKS)
@@ -55,6 +56,7 @@ def funnel(folder: Path) -> dict:
                 tokens += row.get("tokens", 0)
                 if reason := row.get("reject"):
                     rejects[reason] += 1
+                    contaminated.update(row.get("benchmark", ()))
                 is_example = reason and rejects[reason] <= EXAMPLES_PER_REASON
                 if is_example:
                     examples.setdefault(reason, []).append(row)
@@ -76,6 +78,8 @@ def funnel(folder: Path) -> dict:
         concepts = common_concepts(links)
     for stage, (parent, _) in PARENT.items():
         expected = stages[parent]["kept"] * (config.get("samples", 1) if stage == "responses" else 1) if parent else 0
+        if config.get("recipe") in UNTESTED and stage in ("responses", "executions"):
+            expected = 0
         stages[stage]["waiting"] = max(0, expected - stages[stage]["in"])
     sft = 0
     for row in read_rows(folder / "sft.jsonl"):
@@ -90,6 +94,8 @@ def funnel(folder: Path) -> dict:
         "tasks": [{"category": kind, "difficulty": level, **tasks[kind, level]} for kind, level in sorted(tasks, key=from_easy_to_hard)],
         "lengths": {what: {length: counts[length] for length in sorted(counts)} for what, counts in lengths.items()},
         "concepts": concepts,
+        "quality": read_object(folder / "quality.json"),
+        "contaminated_tasks": sorted(contaminated),
         "parents_of_examples": parents_of_examples,
         "sandbox": config.get("sandbox", {}),
         "decontamination": config.get("decontamination", "not run yet"),
@@ -103,7 +109,10 @@ def from_easy_to_hard(task: tuple[str, str]) -> tuple[str, int]:
 
 def read_config(folder: Path) -> dict:
     """What config.json of a run folder says, {} where there is none. Raises BadInput."""
-    path = folder / "config.json"
+    return read_object(folder / "config.json")
+
+
+def read_object(path: Path) -> dict:
     try:
         return json.loads(path.read_text()) if path.exists() else {}
     except ValueError as error:
@@ -195,6 +204,44 @@ def common_concepts(links: sqlite3.Connection) -> dict:
     return {"distinct": distinct, "clusters": sorted(members.values(), key=lambda cluster: (len(cluster) == 1, -sum(cluster.values())))}
 
 
+HINTS = {  # reject: what a user can do about it
+    "length": "outputs run into --max-tokens: raise it, or give shorter few-shot examples",
+    "prompt_too_long": "prompts leave no room in the model's context: fewer --instruction-shots or --response-shots, or less --max-tokens",
+    "not_a_list_of_concepts": "read a few below, and give more --concept-shots or examples closer to your code",
+    "not_a_task": "read a few below, and give more --instruction-shots",
+    "no_response_tests_boundary": "the model leaves the layout: `pilot` compares both; or more --response-shots",
+    "no_code_block": "the model leaves the layout: `pilot` compares both; or more --response-shots",
+    "tests_assert_nothing": "the model writes tests that are never called: examples with plain assertions, more --response-shots",
+    "syntax_error": "code breaks off or is no Python: a lower --temperature, or a stronger model",
+    "failed": "code and tests disagree: easier tasks (--difficulties), a lower --temperature, or more --samples",
+    "timeout": "programs do not end: read a few below, and raise --timeout if they are right but slow",
+    "same_instruction": "tasks repeat one another: more and more varied seeds, more --decks",
+    "same_function_names": "tasks repeat one another: more and more varied seeds, more --decks",
+    "same_class_names": "tasks repeat one another: more and more varied seeds, more --decks",
+    "near_duplicate_instruction": "tasks repeat one another: more and more varied seeds, more --decks",
+    "near_duplicate_code": "tasks repeat one another: more and more varied seeds, more --decks",
+    "insufficient_docstring": "the judge finds the docstrings too thin: a better documented source, or a lower --judge",
+}
+WEAK_TESTS = 0.6  # share of killed mutants
+
+
+def advice(counts: dict) -> list[str]:
+    """What to improve first: the rejects that cost the most final examples, and weak tests. A reason that rejects a row for each row kept
+    costs half of what its stage could give."""
+    costs = []
+    for stage in counts["stages"]:
+        for reason, count in stage["rejects"].items():
+            if reason in HINTS and count > 0.1 * stage["in"]:
+                loss = f"{stage['stage']}: {count:,} of {stage['in']:,} end as {reason} ({count / stage['in']:.0%}); {HINTS[reason]}"
+                costs.append((count / max(1, stage["kept"]), loss))
+    worst = [loss for _, loss in sorted(costs, reverse=True)[:3]]
+    quality = counts["quality"]
+    if quality.get("mutants") and quality["killed"] < WEAK_TESTS * quality["mutants"]:
+        killed = f"{quality['killed'] / quality['mutants']:.0%}"
+        worst.append(f"tests: they notice {killed} of small mistakes put into the code; --select consensus keeps responses whose siblings agree")
+    return worst
+
+
 def table(counts: dict) -> str:
     """The funnel as plain text, one line per stage."""
     lines = [f"{'stage':<13}{'in':>8}{'kept':>8}{'share':>8}{'tokens':>10}{'seconds':>9}  most common rejects"]
@@ -208,6 +255,7 @@ def table(counts: dict) -> str:
     lines.append(f"sft examples {counts['sft']}; instructions by number of passing samples: "
                  + (", ".join(f"{passing}: {number}" for passing, number in histogram.items()) or "none"))
     lines.append(f"decontamination: {counts['decontamination']}")
+    lines += [f"improve first: {hint}" for hint in advice(counts)[:1]]
     return "\n".join(lines)
 
 
@@ -257,6 +305,7 @@ def write_report(folder: Path) -> dict:
         name=folder.resolve().name,
         funnel=counts,
         stages={stage["stage"]: stage for stage in counts["stages"]},
+        advice=advice(counts),
         solved=sum(task["solved"] for task in counts["tasks"]),
         instructions=sum(task["instructions"] for task in counts["tasks"]),
         plots=plots(counts, config.get("samples", 1)),

@@ -4,11 +4,12 @@ A row has an `id` that comes from what it is made of, so the same input gives th
 knows from the ids on disk what is left to do. Every random choice of the method is a `draw` from such ids, never from a position.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tqdm import tqdm
@@ -36,8 +37,14 @@ def draw(*parts) -> int:
 
 def read_rows(path: Path) -> Iterator[dict]:
     """Yield the rows of a JSON Lines file, none if there is no file. A torn last line is left out, any other is BadInput."""
+    return (row for _, row in read_places(path))
+
+
+def read_places(path: Path) -> Iterator[tuple[int, dict]]:
+    """Yield the byte at which each row begins, and the row."""
     if not path.exists():
         return
+    place = 0
     with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             if not line.endswith(b"\n"):
@@ -47,7 +54,26 @@ def read_rows(path: Path) -> Iterator[dict]:
                 row["id"]
             except (ValueError, KeyError, TypeError):
                 raise BadInput(f"{path}:{number}: not a JSON row with an `id`") from None
-            yield row
+            yield place, row
+            place += len(line)
+
+
+class KeptRows:
+    """The rows of a file that were not rejected, by their ids, in the file's order; read when asked for, so only the ids are in memory."""
+
+    def __init__(self, path: Path):
+        self.places = {row["id"]: place for place, row in read_places(path) if "reject" not in row}
+        self.file = path.open("rb") if path.exists() else None
+
+    def __getitem__(self, row_id: str) -> dict:
+        self.file.seek(self.places[row_id])
+        return json.loads(self.file.readline())
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.places)
+
+    def __contains__(self, row_id: str) -> bool:
+        return row_id in self.places
 
 
 class Appender:
@@ -85,5 +111,10 @@ def write_atomically(path: Path, text: str):
     os.replace(unfinished, path)
 
 
-def write_lines(path: Path, rows: list[dict]):
-    write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Callable[[dict], None]]:
+    """Gives a function that writes a row; the file is replaced by what was written when all is there, and only then."""
+    unfinished = path.with_name(path.name + ".unfinished")
+    with unfinished.open("w") as file:
+        yield lambda row: file.write(json.dumps(row) + "\n")
+    os.replace(unfinished, path)

@@ -42,7 +42,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from containment import PR_SET_PDEATHSIG, prctl
-from rows import BadInput
+from rows import BadInput, draw
 
 MAX_LINES = 150  # appendix B
 BANNED_WORDS = ("todo", "fixme", "bug")
@@ -141,6 +141,22 @@ def extract(source: str) -> Iterator[dict]:
         for results in ahead:
             for candidates in results.get():
                 yield from candidates
+
+
+SNIPPET_LINES = 15
+LINES_PER_SNIPPET = 50
+
+
+def snippets(source: str) -> Iterator[dict]:
+    """Yield random snippets of 1 to 15 lines as rows {where, code}, one for each 50 lines of a file: what the paper compares seeds with
+    (T10), and what OSS-Instruct starts from (T11)."""
+    for where, text in read_sources(source):
+        lines = text.splitlines()
+        for number in range(-(-len(lines) // LINES_PER_SNIPPET)):
+            start = draw("snippet", where, number) % len(lines)
+            code = "\n".join(lines[start : start + 1 + draw("length", where, number) % SNIPPET_LINES]).strip("\n")
+            if code.strip():
+                yield {"where": f"{where}:{start + 1}", "code": code}
 
 
 def end_with_parent():

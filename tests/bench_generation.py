@@ -69,11 +69,15 @@ def raw(engine, requests: list, size: int) -> tuple[float, int]:
 
 
 def compare_shapes(options, engine, folder: Path):
-    ours, paper = (open_run(folder / name, engine, options, decks) for name, decks in (("ours", options.decks), ("paper", 0)))
+    ours, warm_up, paper = (
+        open_run(folder / name, engine, options, decks) for name, decks in (("ours", options.decks), ("warm-up", options.decks), ("paper", 0))
+    )
     selfcodealign.gather_seeds(ours)
-    shutil.copy(ours.path("seeds"), paper.path("seeds"))
+    for run in (warm_up, paper):
+        shutil.copy(ours.path("seeds"), run.path("seeds"))
     print(f"{'step':14}{'shape':16}{'items':>7}{'prompt tokens':>15}{'new tokens':>12}{'seconds':>9}{'x ours':>8}{'new tokens/s':>14}")
     for step in options.steps.split(","):
+        timed(warm_up, step)  # the first pass pays for what the engine allocates
         ours_seconds, requests = timed(ours, step)
         shapes = {"ours": (ours_seconds, sum(r.row["tokens"] for r in requests)), "raw": raw(engine, requests, len(requests))}
         paper_seconds, paper_requests = timed(paper, step)
@@ -83,7 +87,8 @@ def compare_shapes(options, engine, folder: Path):
             prompt_tokens = sum(len(r.prompt) for r in (requests if shape in ("ours", "raw") else paper_requests))
             line = f"{step:14}{shape:16}{len(requests):>7}{prompt_tokens:>15}{tokens:>12}{seconds:>9.1f}"
             print(f"{line}{seconds / ours_seconds:>8.2f}{tokens / seconds:>14.0f}", flush=True)
-        shutil.copy(ours.path(step), paper.path(step))  # the next step has the same parents
+        for run in (warm_up, paper):
+            shutil.copy(ours.path(step), run.path(step))  # the next step has the same parents
 
 
 def decks_table(options, engine, folder: Path):

@@ -271,7 +271,7 @@ def test_self_made_tasks_are_scored_by_their_own_tests(tmp_path, command):
     assert json.loads((tmp_path / "bad" / "result.json").read_text())["base"]["k"] == 0
 
     flagged = tmp_path / "flagged.json"
-    flagged.write_text('["task0", "task1", "HumanEval/7"]')
+    flagged.write_text('{"contaminated_tasks": ["task0", "task1", "HumanEval/7"]}')
     pair = ["--compare", tmp_path / "bad", tmp_path / "good", "--flagged", flagged, "--out", tmp_path / "page"]
     done = command("eval.py", *pair)
     assert done.returncode == 0 and "fixed 4, broken 0, exact McNemar p = 0.125" in done.stdout, done.stderr

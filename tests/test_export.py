@@ -39,7 +39,7 @@ def test_parquet_holds_every_column_of_every_example(run_folder, tmp_path):
 
 
 def test_messages_are_what_chat_trainers_take(run_folder, tmp_path, command):
-    made = command("export.py", run_folder, "--format", "messages", "--out", tmp_path / "deep" / "out", "--license", "apache-2.0")
+    made = command("selfcodealign.py", "export", "--out", run_folder, "--format", "messages", "--to", tmp_path / "deep" / "out", "--license", "apache-2.0")
     assert made.returncode == 0 and made.stdout.startswith("2500 examples"), made.stderr
     assert load(tmp_path / "deep" / "out", tmp_path) == [
         {"id": row["id"], "messages": [{"role": "user", "content": row["instruction"]}, {"role": "assistant", "content": row["response"]}]}
@@ -73,7 +73,7 @@ def test_what_cannot_be_exported_leaves_nothing_behind(run_folder, tmp_path, com
         sft.write_text(contents)
         with pytest.raises(BadInput, match=says):
             export(run_folder, tmp_path / "out", format)
-    ended = command("export.py", run_folder, "--format", format, "--out", tmp_path / "out")
+    ended = command("selfcodealign.py", "export", "--out", run_folder, "--format", format, "--to", tmp_path / "out")
     assert ended.returncode == 2 and ended.stderr.count("\n") == 1 and "example y" in ended.stderr
     sft.write_text(json.dumps(EXAMPLES[0]) + "\n")
     (run_folder / "config.json").write_text("{")
@@ -90,6 +90,6 @@ def test_another_column_type_later_on_and_a_taken_folder_are_refused(run_folder,
         file.write(json.dumps(EXAMPLES[0] | {"concepts": 3}) + "\n")
     with pytest.raises(BadInput, match="not like those before it"):
         export(run_folder, tmp_path / "out", "parquet")
-    with pytest.raises(BadInput, match="take another --out"):
+    with pytest.raises(BadInput, match="take another --to"):
         export(run_folder, run_folder, "parquet")
     assert not (tmp_path / "out").exists() and len(list(run_folder.iterdir())) == 3

@@ -79,15 +79,16 @@ NEGATIVE, POSITIVE, NOTHING = "assert f(-2) == 2", "assert f(2) == 2", "assert f
 
 
 def test_agreement_says_whose_code_passes_whose_tests(box):
-    matrix = agreement(box, [(RIGHT, NEGATIVE), (OTHER_RIGHT, POSITIVE), (WRONG, NOTHING), (WRONG, NEGATIVE)])
-    assert matrix == [[True, True, True, True], [True, True, True, True], [False, True, True, False], [False, True, True, False]]
+    [(key, matrix)] = agreement(box, [("key", [(RIGHT, NEGATIVE), (OTHER_RIGHT, POSITIVE), (WRONG, NOTHING), (WRONG, NEGATIVE)])])
+    assert key == "key" and matrix == [[True, True, True, True], [True, True, True, True], [False, True, True, False], [False, True, True, False]]
 
 
 def test_consensus_prefers_agreement_to_tests_that_all_pass(box):
     ids = ["a", "b", "c", "d"]
     samples = [(WRONG, NOTHING), (RIGHT, NEGATIVE), (OTHER_RIGHT, NEGATIVE + "\n" + POSITIVE), (WRONG, NEGATIVE)]
-    assert consensus(agreement(box, samples), ids) == "b"  # c agrees with as many and is passed as often: the smaller id
-    assert consensus(agreement(box, samples[::-1]), ids[::-1]) == "b"
+    matrices = dict(agreement(box, [("there", samples), ("back", samples[::-1])]))
+    assert consensus(matrices["there"], ids) == "b"  # c agrees with as many and is passed as often: the smaller id
+    assert consensus(matrices["back"], ids[::-1]) == "b"
 
 
 def test_consensus_needs_a_sample_that_passes_its_own_tests():

@@ -1,6 +1,7 @@
 """The method's pure pieces, and the whole pipeline with the real engine: killed anywhere, it ends as if it never had been."""
 
 import argparse
+import ast
 import json
 import os
 import random
@@ -13,10 +14,12 @@ from pathlib import Path
 import pytest
 
 from conftest import ROOT
-from prompting import LAYOUTS
-from rows import read_rows, row_id, write_lines
+from decontamination import Finding, load_benchmark
+from prompting import CHANGES, LAYOUTS
+from report import funnel
+from rows import read_rows, replacing, row_id
 from selection import Filters, NearDuplicates, program, short_test, split_response
-from selfcodealign import PARENT_KEY, RECIPES, Run, draw_deck, open_run, select, share_of_yes
+from selfcodealign import CHOICES, PARENT_KEY, Run, draw_deck, open_run, select, share_of_yes
 
 TICKS = "```"
 
@@ -75,7 +78,7 @@ def test_the_test_for_an_instruction_is_the_beginning_up_to_an_assert_within_fiv
 
 class NoBenchmark:
     def contaminated_by(self, text):
-        return "HumanEval/0" if "benchmark text" in text else None
+        return Finding("substring", "HumanEval/0", 1.0) if "benchmark text" in text else None
 
 
 def words(seed: int, count: int = 60) -> str:
@@ -84,7 +87,10 @@ def words(seed: int, count: int = 60) -> str:
 
 
 def test_each_planted_row_is_rejected_for_its_reason_and_no_clean_one_is():
-    reject_reason = Filters(NoBenchmark())
+    filters = Filters(NoBenchmark())
+
+    def reject_reason(instruction, response):
+        return filters(instruction, response).get("reject")
 
     def response(number, name=None, prose=None):
         body = "".join(f"    x += {random.Random(number * 100 + i).randrange(10**6)}\n" for i in range(12))
@@ -96,7 +102,7 @@ def test_each_planted_row_is_rejected_for_its_reason_and_no_clean_one_is():
     assert reject_reason(words(31), "  " + response(0)) == "same_response"
     assert reject_reason(words(32), response(32, name="f3")) == "same_function_names"
     assert reject_reason(words(33, 201), response(33)) == "long_instruction"
-    assert reject_reason("benchmark text " + words(34), response(34)) == "benchmark"
+    assert reject_reason("benchmark text " + words(34), response(34)) == "benchmark_substring"
     assert reject_reason(words(4) + " indeed", response(35)) == "near_duplicate_instruction"
     assert reject_reason(words(36), response(36, prose=words(1005, 400))) is None
     assert reject_reason(words(37), response(37, prose=words(1005, 399) + " so")) == "near_duplicate_response"
@@ -178,29 +184,81 @@ def test_a_run_leaves_every_file_and_its_counts_add_up(whole):
     assert (whole / "report.html").read_text().count("<tr>") > 10
 
 
+def plant(run: Run, tasks: dict[str, list[tuple[str, str, str]]]):
+    """Fill the run folder: for each instruction, its samples as (response, tests, outcome)."""
+    rows = {stage: [] for stage in ("seeds", "concepts", "instructions", "responses", "executions")}
+    for n, (instruction, samples) in enumerate(tasks.items()):
+        rows["seeds"].append({"id": f"s{n}", "code": ""})
+        rows["concepts"].append({"id": f"c{n}", "seed_id": f"s{n}", "concepts": []})
+        rows["instructions"].append({"id": f"i{n}", "concepts_id": f"c{n}", "instruction": instruction, "category": "function", "difficulty": "easy"})
+        for k, (response, tests, outcome) in enumerate(samples):
+            rows["responses"].append({"id": f"r{n}_{k}", "instruction_id": f"i{n}", "response": response, "tests": tests})
+            reject = {} if outcome == "passed" else {"reject": outcome}
+            rows["executions"].append({"id": f"e{n}_{k}", "response_id": f"r{n}_{k}", "outcome": outcome, **reject})
+    for stage, lines in rows.items():
+        with replacing(run.path(stage)) as write:
+            for line in lines:
+                write(line)
+
+
+def fenced(code: str) -> str:
+    return f"{TICKS}python\n{code}\n{TICKS}"
+
+
+def test_a_benchmark_task_is_found_however_it_is_told_and_clean_tasks_are_kept(model, tmp_path):
+    """The wording copied, the solution copied under another name, the wording changed here and there, and the task solved in other words."""
+    humaneval, _ = load_benchmark("humaneval")
+    copied, renamed, reworded = humaneval["HumanEval/10"], humaneval["HumanEval/39"], humaneval["HumanEval/12"]
+    wording = ast.get_docstring(ast.parse(reworded["prompt"]).body[-1]).split(">>>")[0].split()
+    wording[4::12] = ["indeed"] * len(wording[4::12])
+    again = """
+def weave(bits, mask):
+    out = []
+    for p, q in zip(bits, mask):
+        out.append(str(int(p != q)))
+    return "".join(out)"""  # HumanEval/11, string_xor
+    planted = {
+        words(1) + "\n" + ast.get_docstring(ast.parse(copied["prompt"]).body[-1]): (fenced("def one(x):\n    return 1"), "benchmark_substring"),
+        words(2): (fenced(f"{renamed['prompt']}{renamed['canonical_solution']}".replace("prime_fib", "g")), "benchmark_substring"),
+        " ".join(wording): (fenced("def three(x):\n    return 3"), "benchmark_overlap"),
+        words(4): (f"{words(5)}\n{fenced(again)}", "benchmark_solved"),
+    }
+    clean = {words(100 + n): (f"{words(200 + n)}\n{fenced(f'def clean{n}(x, y):' + chr(10) + f'    return x * {n} - y')}", None) for n in range(8)}
+    run = open_run(tmp_path / "run", {"model": model}, {})
+    plant(run, {task: [(response, fenced("assert True"), "passed")] for task, (response, _) in (planted | clean).items()})
+    select(run)
+    reasons = {row["response_id"]: row for row in read_rows(run.path("selection"))}
+    for n, (_, expected) in enumerate((planted | clean).values()):
+        assert reasons[f"r{n}_0"].get("reject") == expected, (n, reasons[f"r{n}_0"])
+    assert "HumanEval/11" in reasons["r3_0"]["benchmark"] and reasons["r2_0"]["benchmark"] == ["HumanEval/12"]
+    assert len(list(read_rows(run.path("sft")))) == len(clean)
+    assert {"HumanEval/10", "HumanEval/11", "HumanEval/12", "HumanEval/39"} <= set(funnel(run.folder)["contaminated_tasks"])
+
+
+def test_consensus_keeps_the_response_that_its_siblings_agree_with(model, tmp_path):
+    """Of three that pass their own tests, one is wrong and its tests are those that it passes."""
+    right, also, wrong = (fenced(f"def f(x):\n    return {body}") for body in ("abs(x) + 17", "17 + max(x, -x)", "x + 17"))
+    run = open_run(tmp_path / "run", {"model": model, "select": "consensus"}, {})
+    samples = [(wrong, "assert f(2) == 19"), (right, "assert f(-2) == 19"), (also, "assert f(2) == f(-2) == 19")]
+    plant(run, {f"{words(n)}": [(response.replace("f(x)", f"f{n}(x)"), fenced(tests.replace("f(", f"f{n}(")), "passed") for response, tests in samples] for n in range(6)})
+    select(run)
+    assert [row["response_id"][-1] in "12" for row in read_rows(run.path("sft"))] == [True] * 6
+
+
 def test_other_recipes_choose_other_responses_and_as_many(model, tmp_path):
     """Twelve tasks of three responses each, of which the first passes in every second task, and one is the sandbox's own fault."""
     out = tmp_path / "recipes"
     run = open_run(out, {"model": model, "held_out": 0.4, "test_in_instruction": 1.0}, {})
-    rows = {stage: [] for stage in ("seeds", "concepts", "instructions", "responses", "executions")}
-    for n in range(12):
-        rows["seeds"].append({"id": f"s{n}", "code": ""})
-        rows["concepts"].append({"id": f"c{n}", "seed_id": f"s{n}", "concepts": []})
-        rows["instructions"].append({
-            "id": f"i{n}", "concepts_id": f"c{n}", "instruction": words(n), "category": "function", "difficulty": "easy"
-        })  # fmt: skip
-        for k in range(3):
-            body = f"def f{n}_{k}(x):\n    return {random.Random(3 * n + k).random()}"
-            response, tests = f"{words(100 + 3 * n + k)}\n{TICKS}python\n{body}\n{TICKS}", f"{TICKS}python\nassert f{n}_{k}\n{TICKS}"
-            rows["responses"].append({"id": f"r{n}_{k}", "instruction_id": f"i{n}", "response": response, "tests": tests})
-            outcome = "passed" if k == 0 and n % 2 else "error" if (n, k) == (0, 0) else "failed"
-            reject = {} if outcome == "passed" else {"reject": outcome}
-            rows["executions"].append({"id": f"e{n}_{k}", "response_id": f"r{n}_{k}", "outcome": outcome, **reject})
-    for stage, lines in rows.items():
-        write_lines(out / f"{stage}.jsonl", lines)
-    outcomes = {row["response_id"]: row["outcome"] for row in rows["executions"]}
+
+    def sample_of(n, k):
+        body = f"def f{n}_{k}(x):\n    return {random.Random(3 * n + k).random()}"
+        outcome = "passed" if k == 0 and n % 2 else "error" if (n, k) == (0, 0) else "failed"
+        return f"{words(100 + 3 * n + k)}\n{fenced(body)}", fenced(f"assert f{n}_{k}"), outcome
+
+    plant(run, {words(n): [sample_of(n, k) for k in range(3)] for n in range(12)})
+    outcomes = {row["response_id"]: row["outcome"] for row in read_rows(run.path("executions"))}
     chosen = {}
-    for recipe in RECIPES:
+    for recipe in CHOICES:
         select(run, recipe)
         chosen[recipe] = list(read_rows(out / ("sft.jsonl" if recipe == "passing" else f"sft-{recipe}.jsonl")))
     of = {recipe: {outcomes[row["response_id"]] for row in examples} for recipe, examples in chosen.items()}
@@ -277,3 +335,36 @@ assert together.keys() == alone.keys() and len(set(alone.values())) > 6, alone
 assert sum(together[key] == alone[key] for key in alone) >= 10, (together, alone)
 """
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=300)
+
+
+def test_the_rival_recipes_give_training_data(model, source, tmp_path):
+    """T10 and T11, one engine for all, in a process of its own, which ends with it."""
+    code = f"""
+from pathlib import Path
+import selfcodealign as s
+from rows import read_rows
+out = Path({str(tmp_path)!r})
+given = dict(model={model!r}, source={str(source)!r}, limit=3, judge=0.0, samples=1, max_tokens=160, decks=1, temperature=0.2,
+             concept_shots=2, instruction_shots=2, difficulties="easy", categories="function")
+engine = s.start_engine({model!r}, 4096)
+for recipe in s.RECIPES:
+    more = dict(instructions_from=str(out / "selfcodealign")) if recipe == "evol-instruct" else {{}}
+    run = s.open_run(out / recipe, given | more | dict(recipe=recipe), {{}})
+    run.engine = engine
+    s.run_stages(run, s.STAGES)
+    run.lock.close()
+    for stage in ("seeds", "concepts", "instructions", "responses"):
+        assert run.path(stage).exists(), (recipe, stage)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=600)
+    assert not any(row["concepts"] for row in read_rows(tmp_path / "snippet-to-instruction" / "concepts.jsonl"))
+    evolved = list(read_rows(tmp_path / "evol-instruct" / "instructions.jsonl"))
+    origins = {row["id"] for row in read_rows(tmp_path / "evol-instruct" / "evolution-1.jsonl")}
+    assert evolved and all(row["evolved_from"] in origins and row["change"] in CHANGES for row in evolved)
+    for recipe in ("oss-instruct", "evol-instruct"):
+        kept = [row for row in read_rows(tmp_path / recipe / "responses.jsonl") if "reject" not in row]
+        examples = list(read_rows(tmp_path / recipe / "sft.jsonl"))
+        fates = list(read_rows(tmp_path / recipe / "selection.jsonl"))
+        assert len(fates) == len(kept) and len(examples) == sum("reject" not in row for row in fates)
+        assert not list(read_rows(tmp_path / recipe / "executions.jsonl"))
+    assert list(read_rows(tmp_path / "oss-instruct" / "sft.jsonl"))

@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+# The paper's T9 in small: does it matter that the responses pass their tests? One generation run, three training sets of equal size
+# (responses that pass, any, and that fail), several training seeds, every model scored on HumanEval+, MBPP+ and held-out tasks.
+#
+#   ./experiment.sh                    the embedded model: about two hours on 2 cores
+#   OUT=runs/t9-1.5b MODEL=Qwen/Qwen2.5-Coder-1.5B PROMPT=completion GENERATE="--limit 2000" TRAIN= EVALUATE= ./experiment.sh
+#
+# Given again, it goes on where it was. The table at its end is OUT/table.html, each pair's comparison OUT/compare-*/compare.html.
+set -euo pipefail
+cd "$(dirname "$0")"
+source environment.sh
+
+MODEL=${MODEL-models/smollm2-135m}
+OUT=${OUT-runs/t9}
+SEEDS=${SEEDS-0 1}
+PROMPT=${PROMPT-auto}
+SOURCE=${SOURCE-$(python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')} # the installed packages
+# For the embedded model, as run.sh: easy tasks, and steps that a few dozen examples need.
+GENERATE=${GENERATE---limit 800 --samples 5 --temperature 0.2 --max-tokens 256 --decks 4 --judge 0 --categories function --difficulties easy
+    --concept-shots 4 --instruction-shots 4 --response-shots 3}
+TRAIN=${TRAIN---epochs 3 --batch-size 8 --lr 2e-5 --precision mixed}
+EVALUATE=${EVALUATE---max-tokens 384}
+[ "$MODEL" != models/smollm2-135m ] || python embedded.py "$MODEL"
+
+python selfcodealign.py run --model "$MODEL" --source "$SOURCE" --out "$OUT" --held-out 0.2 $GENERATE
+models=("$MODEL") folders=("$OUT/base") prompts=("$PROMPT")
+for recipe in passing random-subset failing; do
+    suffix=-$recipe
+    if [ $recipe = passing ]; then suffix=; else python selfcodealign.py select --out "$OUT" --recipe $recipe; fi
+    for seed in $SEEDS; do
+        name=$recipe-$seed
+        python train.py --model "$MODEL" --data "$OUT/sft$suffix.jsonl" --out "$OUT/model-$name" --seed "$seed" $TRAIN
+        models+=("$OUT/model-$name") folders+=("$OUT/$name") prompts+=(auto)
+    done
+done
+python eval.py --model "${models[@]}" --prompt "${prompts[@]}" --benchmark humaneval mbpp self --data "$OUT/heldout.jsonl" \
+    --out "${folders[@]}" $EVALUATE
+for folder in "${folders[@]:1}"; do
+    python eval.py --compare "$OUT/base" "$folder" --flagged "$OUT/funnel.json" --out "$OUT/compare-$(basename "$folder")"
+done
+for seed in $SEEDS; do
+    python eval.py --compare "$OUT/random-subset-$seed" "$OUT/passing-$seed" --out "$OUT/compare-passing-random-$seed"
+    python eval.py --compare "$OUT/failing-$seed" "$OUT/passing-$seed" --out "$OUT/compare-passing-failing-$seed"
+done
+python eval.py --table "${folders[@]}" --out "$OUT"
