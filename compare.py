@@ -73,8 +73,12 @@ def read_results(folder: Path) -> dict[str, dict]:
     for file in files:
         try:
             result = json.loads(file.read_text())
-            result["tasks"], result["benchmark"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            for verdict in result["tasks"].values():
+                if verdict.keys() not in ({"base"}, {"base", "plus"}):
+                    raise ValueError("a task's verdict is {base} or {base, plus}")
+            for suite, name in suites(result):
+                result[suite]["k"], result[suite]["n"], result[suite]["pass@1"], SUITES.index(name)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
             raise BadInput(f"no result in {file}: {error!r}") from None
         if result["benchmark"] in found:
             raise BadInput(f"{folder} holds two results of {result['benchmark']}: name the folder of one")
@@ -150,8 +154,8 @@ def asked(result: dict) -> tuple[str | None, list[str]]:
 
 
 def side(folder: Path, results: dict[str, dict]) -> dict:
-    names = dict.fromkeys(result["model"] or result["samples_file"] for result in results.values())
-    prompts = dict.fromkeys(result["prompt_used"] for result in results.values() if result["model"])
+    names = dict.fromkeys(result.get("model") or result.get("samples_file") or "no model named" for result in results.values())
+    prompts = dict.fromkeys(result["prompt_used"] for result in results.values() if result.get("prompt_used"))
     return {"folder": str(folder), "what": ", ".join(names) + (f", {' and '.join(prompts)} prompt" if prompts else "")}
 
 

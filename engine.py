@@ -15,6 +15,7 @@ A back end has `tokenizer`, `context` (tokens), `window` (requests it should hol
 import asyncio
 import atexit
 import itertools
+import logging
 import math
 import multiprocessing
 import os
@@ -22,6 +23,7 @@ import queue
 import re
 import signal
 import threading
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -87,6 +89,9 @@ def start_engine(
     """
     check_model(model)
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    logging.getLogger("vllm").setLevel(logging.ERROR)  # for what it says before it reads its own setting
+    warnings.filterwarnings("ignore", "`torch.distributed.reduce_op` is deprecated", FutureWarning)
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # one line of ours instead of its retries
     if server:
         return Server(server, model, context)

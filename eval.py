@@ -48,7 +48,7 @@ import compare
 from decontamination import load_benchmark
 from engine import Request, check_model, start_engine, stream
 from prompting import LAYOUTS, PROMPTS, load_examples, python_code, response_prompt
-from rows import Appender, BadInput, digest, draw, progress, read_rows, row_id, write_atomically
+from rows import Appender, BadInput, digest, draw, lock_folder, progress, read_rows, row_id, write_atomically
 from sandbox import SandboxError
 from scoring import ALWAYS_FAILS, LOAD_FACTOR, MIN_TIME_LIMIT, check_all, run_all
 
@@ -294,8 +294,8 @@ def check_folder(folder: Path, settings: dict):
 
 def evaluate(model: str | None, jobs: list[Job], workers: int | None):
     """Generate, where it is not done, and score: one model, all its benchmarks."""
+    locks = [lock_folder(job.folder) for job in jobs]
     for job in jobs:
-        compare.make_folder(job.folder)
         write_atomically(job.folder / "settings.json", json.dumps(job.settings, indent=2))
     waiting = [job for job in jobs if not (job.folder / "result.json").exists()]
     if model and any(job.missing_answers() for job in waiting):
@@ -304,6 +304,8 @@ def evaluate(model: str | None, jobs: list[Job], workers: int | None):
         write_result(job, workers or idle_cores())
     for job in jobs:
         report(json.loads((job.folder / "result.json").read_text()), job.folder)
+    for lock in locks:
+        lock.close()
 
 
 def idle_cores() -> int:
@@ -411,7 +413,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--workers", type=at_least(1), help="answers checked at a time (default: as many as cores are idle)")
     parser.add_argument("--compare", nargs=2, type=Path, metavar=("DIR_A", "DIR_B"))
     parser.add_argument("--table", nargs="+", type=Path, metavar="DIR")
-    parser.add_argument("--flagged", type=Path, help="with --compare: a JSON list of contaminated tasks, or a run's funnel.json; scores without them, too")
+    parser.add_argument("--flagged", type=Path,
+                        help="with --compare: a JSON list of contaminated tasks, or a run's funnel.json; scores without them, too")
     return parser.parse_args()
 
 

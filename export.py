@@ -3,8 +3,9 @@
     python selfcodealign.py export --out runs/first --format parquet       train.parquet: every column of sft.jsonl
     python selfcodealign.py export --out runs/first --format messages      train.jsonl: {"id", "messages"}, as chat trainers take it
 
-The folder, `--to DIR` or export-FORMAT in the run folder, appears when it is whole. Its README.md is the card, with the header that the hub understands. The licence is `unknown` unless
-`--license` gives one: seeds keep the licence of the code they come from, and nothing in a run says what that is.
+The folder, `--to DIR` or export-FORMAT in the run folder, appears when it is whole. Its README.md is the card, with the header that the
+hub understands. The licence is `unknown` unless `--license` gives one: seeds keep the licence of the code they come from, and nothing in a run
+says what that is.
 """
 
 import itertools

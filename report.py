@@ -238,7 +238,7 @@ def advice(counts: dict) -> list[str]:
     quality = counts["quality"]
     if quality.get("mutants") and quality["killed"] < WEAK_TESTS * quality["mutants"]:
         killed = f"{quality['killed'] / quality['mutants']:.0%}"
-        worst.append(f"tests: they notice {killed} of small mistakes put into the code; --select consensus keeps responses whose siblings agree")
+        worst.append(f"tests: they notice {killed} of small mistakes in the code; --select consensus keeps responses whose siblings agree")
     return worst
 
 

@@ -5,6 +5,7 @@ knows from the ids on disk what is left to do. Every random choice of the method
 """
 
 import contextlib
+import fcntl
 import functools
 import hashlib
 import json
@@ -102,6 +103,19 @@ class Appender:
 
     def __exit__(self, *_):
         self.file.close()
+
+
+def lock_folder(folder: Path):
+    """Make the folder and lock it: an open file, and no second process gets one while it lives. Raises BadInput."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise BadInput(f"another process is working in {folder}") from None
+    except OSError as error:
+        raise BadInput(f"cannot write to {folder}: {error}") from None
+    return lock
 
 
 def write_atomically(path: Path, text: str):

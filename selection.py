@@ -1,13 +1,24 @@
-"""Samples and their selection: the format filter, the program to execute, and what a final example must be (paper 2.3, C)."""
+"""Samples and their selection: the format filter, the program to execute, what a final example must be, and the stage (paper 2.3, C)."""
 
 import ast
+import contextlib
 import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+import quality
 from decontamination import Decontaminator, Finding
 from prompting import Layout, python_code
-from rows import digest
+from rows import Appender, KeptRows, digest, draw, progress, read_rows, replacing, row_id
+from sandbox import OUTCOMES, Sandbox
+
+if TYPE_CHECKING:
+    from selfcodealign import Run
+
+# --------------------------------------------------------------------------------------------------------- sample and program
 
 UNTESTED = ("oss-instruct", "evol-instruct")  # recipes whose responses are kept without being executed
 PLACEHOLDERS = ("todo", "fixme", "write your code here", "your code here", "your code goes here", "notimplemented")
@@ -69,6 +80,9 @@ def short_test(tests: str) -> str | None:
         if statement.end_lineno <= 5 and isinstance(statement, ast.Assert):
             end = statement.end_lineno
     return "\n".join(code.splitlines()[:end]) if end else None
+
+
+# -------------------------------------------------------------------------------------------------------------------- filters
 
 
 class NumberSet:
@@ -177,3 +191,135 @@ def bare_code(code: str) -> str:
         return ast.unparse(tree)
     except RecursionError:
         return code
+
+
+# --------------------------------------------------------------------------------------------------------------- the stage
+
+CHOICES = ("passing", "random", "random-subset", "failing")
+
+
+def select(run: "Run", choice: str = "passing"):
+    """Paper 2.3 and C: one response per instruction, then the filters; first come, first kept, in a drawn order.
+
+    `choice` is a row of the paper's T9: which responses may be chosen. `passing` is the method, and makes sft.jsonl; another makes
+    sft-CHOICE.jsonl, of `random-subset` and `failing` as many examples as of `passing`. Depends on nothing but the rows before it, so it
+    is done as a whole each time, and its files are replaced as a whole.
+    """
+    seed_rows, concepts, instructions, responses = map(KeptRows, map(run.path, ("seeds", "concepts", "instructions", "responses")))
+    if run.settings.recipe in UNTESTED:
+        candidates = list(responses)
+    else:
+        wanted = {"passing": {"passed"}, "failing": set(OUTCOMES) - {"passed", "error"}}.get(choice, set(OUTCOMES) - {"error"})
+        outcomes = {row["response_id"]: row["outcome"] for row in read_rows(run.path("executions"))}
+        candidates = [response_id for response_id in responses if outcomes.get(response_id) in wanted]
+    candidates.sort(key=lambda response_id: digest(run.settings.seed, "selection", response_id))
+    if run.settings.select == "consensus" and choice == "passing":
+        candidates = consensus_first(run, candidates, responses)
+
+    reject_reason, chosen, fates = Filters(run.decontaminator), set(), {}
+    for response_id in progress(candidates, desc="selection", unit="row"):
+        row = responses[response_id]
+        task_id = row["instruction_id"]
+        if task_id in chosen:
+            fates[response_id] = {"reject": "not_chosen"}
+        else:
+            chosen.add(task_id)
+            fates[response_id] = reject_reason(instructions[task_id]["instruction"], row["response"])
+    kept = [response_id for response_id, fate in fates.items() if not fate]
+    for response_id, tasks in solved_benchmarks(run, kept, responses):
+        fates[response_id] = {"reject": "benchmark_solved", "benchmark": tasks}
+
+    def example_of(row: dict) -> dict:
+        task = instructions[row["instruction_id"]]
+        seed = seed_rows[concepts[task["concepts_id"]]["seed_id"]]
+        return {
+            "id": row_id("sft", row["id"]),
+            "instruction": task["instruction"],
+            "response": row["response"],
+            "tests": row["tests"],
+            "program": program(row["response"], row["tests"]),  # both as the sandbox ran them
+            "category": task["category"],
+            "difficulty": task["difficulty"],
+            "concepts": concepts[task["concepts_id"]]["concepts"],
+            "seed": seed["code"],
+            "seed_id": seed["id"],
+            "concepts_id": task["concepts_id"],
+            "instruction_id": task["id"],
+            "response_id": row["id"],
+        }
+
+    suffix, most = "" if choice == "passing" else f"-{choice}", float("inf")
+    if choice in ("random-subset", "failing"):
+        most = sum(1 for _ in read_rows(run.path("sft")))
+    elif run.settings.match:
+        most = sum(1 for _ in read_rows(Path(run.settings.match) / "sft.jsonl"))
+    examples = 0
+    with (
+        replacing(run.path(f"selection{suffix}")) as write_fate,
+        replacing(run.path(f"sft{suffix}")) as write_example,
+        contextlib.nullcontext(lambda example: None) if suffix else replacing(run.path("heldout")) as write_held_out,
+    ):
+        for response_id, fate in fates.items():
+            if not fate:
+                row = responses[response_id]
+                example = example_of(row)
+                if chance(run, "held out", row["instruction_id"]) < run.settings.held_out:
+                    fate = {"reject": "held_out"}
+                    write_held_out(example)
+                elif examples >= most:
+                    fate = {"reject": "enough"}
+                else:
+                    shown = chance(run, "test in instruction", response_id) < run.settings.test_in_instruction
+                    test = short_test(row["tests"]) if shown else None
+                    if test:
+                        example["instruction"] += f"\n\nYour code should pass this test:\n\n```python\n{test}\n```"
+                    write_example(example | {"test_in_instruction": test is not None})
+                    examples += 1
+            write_fate({"id": row_id("selection", response_id), "response_id": response_id} | fate)
+    if suffix:
+        print(f"{examples} examples: {run.path(f'sft{suffix}')}")
+
+
+def consensus_first(run: "Run", candidates: list[str], responses: KeptRows) -> list[str]:
+    """The passing responses, first of each instruction the one on which its others agree most: each one's code with each one's tests."""
+    siblings = {}
+    for response_id in candidates:
+        siblings.setdefault(responses[response_id]["instruction_id"], []).append(response_id)
+
+    def groups() -> Iterator[tuple[tuple[str, ...], list[tuple[str, str]]]]:
+        for ids in siblings.values():
+            if len(ids) > 1:
+                yield tuple(ids), [(python_code(row["response"]), python_code(row["tests"])) for row in map(responses.__getitem__, ids)]
+
+    total = sum(len(ids) > 1 for ids in siblings.values())
+    with Sandbox(workers=run.settings.workers, timeout=run.settings.timeout, memory_mb=run.settings.memory_mb) as sandbox:
+        matrices = progress(quality.agreement(sandbox, groups()), total=total, desc="consensus", unit="instruction")
+        agreed = {quality.consensus(matrix, ids) for ids, matrix in matrices}
+    return sorted(candidates, key=lambda response_id: response_id not in agreed)
+
+
+def solved_benchmarks(run: "Run", response_ids: list[str], responses: KeptRows) -> Iterator[tuple[str, list[str]]]:
+    """The responses whose code does what a benchmark's task asks for, and the tasks. What was tried once stays in benchmarks.jsonl."""
+    decontaminator = run.decontaminator
+    if not decontaminator.runnable:
+        return
+    with Appender(run.path("benchmarks")) as rows, Sandbox(workers=run.settings.workers) as sandbox:
+        trial_ids = {row_id("benchmarks", decontaminator.coverage, response_id): response_id for response_id in response_ids}
+        waiting = {trial_id: response_id for trial_id, response_id in trial_ids.items() if trial_id not in rows.ids}
+        codes = ((trial_id, python_code(responses[response_id]["response"])) for trial_id, response_id in waiting.items())
+        tried = decontaminator.solved_tasks(sandbox, codes) if waiting else ()
+        for trial_id, tasks, missing in progress(tried, total=len(waiting), desc="benchmark tasks", unit="response"):
+            rows.append({"id": trial_id, "response_id": waiting[trial_id], "solves": tasks, "not_tried": missing})
+    incomplete = 0
+    for row in read_rows(run.path("benchmarks")):
+        if row["id"] in trial_ids:
+            incomplete += row["not_tried"] > 0
+            if row["solves"]:
+                yield row["response_id"], row["solves"]
+    tried = f"{len(response_ids)} responses tried on the inputs of {len(decontaminator.trials)} tasks"
+    run.save(decontamination=f"{decontaminator.coverage}; {tried}" + (f", {incomplete} of them not on all" if incomplete else ""))
+
+
+def chance(run: "Run", *parts) -> float:
+    """A number from 0 to 1, always the same for the same parts."""
+    return draw(run.settings.seed, *parts) / 2**31

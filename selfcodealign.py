@@ -23,7 +23,6 @@ Differs from the paper: few-shot examples are our own and drawn as shared decks,
 
 import argparse
 import contextlib
-import fcntl
 import functools
 import importlib.metadata
 import itertools
@@ -47,17 +46,17 @@ from decontamination import Decontaminator
 from engine import Request, check_model, start_engine, stream
 from prompting import (
     CATEGORIES, CHANGES, DIFFICULTIES, LAYOUTS, PROMPTS, Example, concepts_prompt, direct_prompt, evolve_prompt, instruction_prompt,
-    judge_prompt, load_examples, oss_prompt, python_code, response_prompt,
+    judge_prompt, load_examples, oss_prompt, response_prompt,
 )  # fmt: skip
-from rows import Appender, BadInput, KeptRows, digest, draw, progress, read_rows, replacing, row_id, write_atomically
-from sandbox import OUTCOMES, Sandbox, SandboxError
-from selection import UNTESTED, Filters, NearDuplicates, contaminated, program, short_test, split_problem, split_response
+from rows import Appender, BadInput, KeptRows, digest, draw, lock_folder, progress, read_rows, row_id, write_atomically
+from sandbox import Sandbox, SandboxError
+from selection import CHOICES, UNTESTED, NearDuplicates, contaminated, program, select, split_problem, split_response
 
 # --------------------------------------------------------------------------------------------------------------- settings
 
 SETTINGS = {  # name: (the paper's value where it has one, what it is)
     "model": (None, "a checkpoint folder or a hub id"),
-    "source": ("stdlib", "seed functions: a folder of Python files, a .jsonl or .parquet file with a `content` column, a hub dataset, or stdlib"),
+    "source": ("stdlib", "a folder of Python files, a .jsonl or .parquet file with a column `content`, a dataset of the hub, or stdlib"),
     "recipe": ("selfcodealign", "the method, or a rival of the paper's T10 and T11; see RECIPES in the code"),
     "instructions_from": (None, "another run, whose instructions this model answers instead of writing its own, or evolves"),
     "seed": (0, "what every random choice is drawn from"),
@@ -174,7 +173,7 @@ def open_run(folder: Path, given: dict, engine_options: dict) -> Run:
         config = defaults | given
         if config["model"] is None:
             raise BadInput("a new run needs --model: a checkpoint folder or a hub id")
-        for key, known in (("categories", CATEGORIES), ("difficulties", DIFFICULTIES), ("layout", tuple(LAYOUTS)), ("recipe", tuple(RECIPES))):
+        for key, known in {"categories": CATEGORIES, "difficulties": DIFFICULTIES, "layout": LAYOUTS, "recipe": RECIPES}.items():
             if unknown := set(config[key].split(",")) - set(known):
                 raise BadInput(f"--{key} takes {', '.join(known)}, not {', '.join(sorted(unknown))!r}")
         if config["recipe"] == "evol-instruct" and not config["instructions_from"]:
@@ -196,14 +195,7 @@ def open_run(folder: Path, given: dict, engine_options: dict) -> Run:
         raise BadInput(f"--select takes drawn or consensus, not {config['select']!r}")
     if config["match"] and not (Path(config["match"]) / "sft.jsonl").is_file():
         raise BadInput(f"--match {config['match']}: no run folder with an sft.jsonl")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise BadInput(f"another process is working in {folder}") from None
-    except OSError as error:
-        raise BadInput(f"cannot write to {folder}: {error}") from None
+    lock = lock_folder(folder)
     settings = argparse.Namespace(**{key: config[key] for key in SETTINGS | ADJUSTABLE})
     run = Run(folder, config, settings, lock, engine_options)
     run.save()
@@ -239,7 +231,8 @@ def draw_deck(run: Run, stage: str, deck: int | str) -> list[Example]:
     """The few-shot examples of a deck, in their order."""
     shots = getattr(run.settings, f"{stage.removesuffix('s')}_shots", 0)
     if shots > len(run.examples):
-        raise BadInput(f"{shots} few-shot examples wanted, but {PROMPTS / 'examples'} has {len(run.examples)} of the wanted categories and difficulties")
+        found = f"{PROMPTS / 'examples'} has {len(run.examples)} of the wanted categories and difficulties"
+        raise BadInput(f"{shots} few-shot examples wanted, but {found}")
     return random.Random(draw(run.settings.seed, stage, "shots", deck)).sample(run.examples, shots)
 
 
@@ -348,7 +341,8 @@ JUDGED_AT_A_TIME = 128  # in their order; more would only be judged in vain once
 
 
 def judged(run: Run, candidates: Iterator[dict]) -> Iterator[dict]:
-    """The candidates, judged. Paper B: whether the docstring alone suffices to write the function again, by the model's first token after seven examples."""
+    """The candidates, judged. Paper B: whether the docstring alone suffices to write the function again, by the model's first token
+    after seven examples."""
     while batch := list(itertools.islice(candidates, JUDGED_AT_A_TIME if run.settings.judge else 1)):
         requests = []
         for row in batch:
@@ -406,7 +400,7 @@ def draw_one(options: Sequence[str], *parts) -> str:
 
 
 def invent_instructions(run: Run):
-    """Paper 2.2, C->I: one task per list of concepts, its category and difficulty drawn. Other recipes start from the seed, or from a task."""
+    """Paper 2.2, C->I: one task per list of concepts, its category and difficulty drawn. Other recipes start from the seed or a task."""
     recipe = run.settings.recipe
     if recipe == "evol-instruct":
         return evolve_instructions(run)
@@ -535,141 +529,11 @@ class Meanwhile:
             raise self.problem
 
 
-CHOICES = ("passing", "random", "random-subset", "failing")
-
-
-def select(run: Run, choice: str = "passing"):
-    """Paper 2.3 and C: one response per instruction, then the filters; first come, first kept, in a drawn order.
-
-    `choice` is a row of the paper's T9: which responses may be chosen. `passing` is the method, and makes sft.jsonl; another makes
-    sft-CHOICE.jsonl, of `random-subset` and `failing` as many examples as of `passing`. Depends on nothing but the rows before it, so it
-    is done as a whole each time, and its files are replaced as a whole.
-    """
-    seed_rows, concepts, instructions, responses = map(KeptRows, map(run.path, ("seeds", "concepts", "instructions", "responses")))
-    if run.settings.recipe in UNTESTED:
-        candidates = list(responses)
-    else:
-        wanted = {"passing": {"passed"}, "failing": set(OUTCOMES) - {"passed", "error"}}.get(choice, set(OUTCOMES) - {"error"})
-        outcomes = {row["response_id"]: row["outcome"] for row in read_rows(run.path("executions"))}
-        candidates = [response_id for response_id in responses if outcomes.get(response_id) in wanted]
-    candidates.sort(key=lambda response_id: digest(run.settings.seed, "selection", response_id))
-    if run.settings.select == "consensus" and choice == "passing":
-        candidates = consensus_first(run, candidates, responses)
-
-    reject_reason, chosen, fates = Filters(run.decontaminator), set(), {}
-    for response_id in progress(candidates, desc="selection", unit="row"):
-        row = responses[response_id]
-        task_id = row["instruction_id"]
-        if task_id in chosen:
-            fates[response_id] = {"reject": "not_chosen"}
-        else:
-            chosen.add(task_id)
-            fates[response_id] = reject_reason(instructions[task_id]["instruction"], row["response"])
-    kept = [response_id for response_id, fate in fates.items() if not fate]
-    for response_id, tasks in solved_benchmarks(run, kept, responses):
-        fates[response_id] = {"reject": "benchmark_solved", "benchmark": tasks}
-
-    def example_of(row: dict) -> dict:
-        task = instructions[row["instruction_id"]]
-        seed = seed_rows[concepts[task["concepts_id"]]["seed_id"]]
-        return {
-            "id": row_id("sft", row["id"]),
-            "instruction": task["instruction"],
-            "response": row["response"],
-            "tests": row["tests"],
-            "program": program(row["response"], row["tests"]),  # both as the sandbox ran them
-            "category": task["category"],
-            "difficulty": task["difficulty"],
-            "concepts": concepts[task["concepts_id"]]["concepts"],
-            "seed": seed["code"],
-            "seed_id": seed["id"],
-            "concepts_id": task["concepts_id"],
-            "instruction_id": task["id"],
-            "response_id": row["id"],
-        }
-
-    suffix, most = "" if choice == "passing" else f"-{choice}", float("inf")
-    if choice in ("random-subset", "failing"):
-        most = sum(1 for _ in read_rows(run.path("sft")))
-    elif run.settings.match:
-        most = sum(1 for _ in read_rows(Path(run.settings.match) / "sft.jsonl"))
-    examples = 0
-    with (
-        replacing(run.path(f"selection{suffix}")) as write_fate,
-        replacing(run.path(f"sft{suffix}")) as write_example,
-        contextlib.nullcontext(lambda example: None) if suffix else replacing(run.path("heldout")) as write_held_out,
-    ):
-        for response_id, fate in fates.items():
-            if not fate:
-                row = responses[response_id]
-                example = example_of(row)
-                if chance(run, "held out", row["instruction_id"]) < run.settings.held_out:
-                    fate = {"reject": "held_out"}
-                    write_held_out(example)
-                elif examples >= most:
-                    fate = {"reject": "enough"}
-                else:
-                    shown = chance(run, "test in instruction", response_id) < run.settings.test_in_instruction
-                    test = short_test(row["tests"]) if shown else None
-                    if test:
-                        example["instruction"] += f"\n\nYour code should pass this test:\n\n```python\n{test}\n```"
-                    write_example(example | {"test_in_instruction": test is not None})
-                    examples += 1
-            write_fate({"id": row_id("selection", response_id), "response_id": response_id} | fate)
-    if suffix:
-        print(f"{examples} examples: {run.path(f'sft{suffix}')}")
-
-
-def consensus_first(run: Run, candidates: list[str], responses: KeptRows) -> list[str]:
-    """The passing responses, first of each instruction the one on which its others agree most: each one's code with each one's tests."""
-    siblings = {}
-    for response_id in candidates:
-        siblings.setdefault(responses[response_id]["instruction_id"], []).append(response_id)
-
-    def groups() -> Iterator[tuple[tuple[str, ...], list[tuple[str, str]]]]:
-        for ids in siblings.values():
-            if len(ids) > 1:
-                yield tuple(ids), [(python_code(row["response"]), python_code(row["tests"])) for row in map(responses.__getitem__, ids)]
-
-    total = sum(len(ids) > 1 for ids in siblings.values())
-    with Sandbox(workers=run.settings.workers, timeout=run.settings.timeout, memory_mb=run.settings.memory_mb) as sandbox:
-        matrices = progress(quality.agreement(sandbox, groups()), total=total, desc="consensus", unit="instruction")
-        agreed = {quality.consensus(matrix, ids) for ids, matrix in matrices}
-    return sorted(candidates, key=lambda response_id: response_id not in agreed)
-
-
-def solved_benchmarks(run: Run, response_ids: list[str], responses: KeptRows) -> Iterator[tuple[str, list[str]]]:
-    """The responses whose code does what a benchmark's task asks for, and the tasks. What was tried once is remembered in benchmarks.jsonl."""
-    decontaminator = run.decontaminator
-    if not decontaminator.runnable:
-        return
-    with Appender(run.path("benchmarks")) as rows, Sandbox(workers=run.settings.workers) as sandbox:
-        trial_ids = {row_id("benchmarks", decontaminator.coverage, response_id): response_id for response_id in response_ids}
-        waiting = {trial_id: response_id for trial_id, response_id in trial_ids.items() if trial_id not in rows.ids}
-        codes = ((trial_id, python_code(responses[response_id]["response"])) for trial_id, response_id in waiting.items())
-        tried = decontaminator.solved_tasks(sandbox, codes) if waiting else ()
-        for trial_id, tasks, missing in progress(tried, total=len(waiting), desc="benchmark tasks", unit="response"):
-            rows.append({"id": trial_id, "response_id": waiting[trial_id], "solves": tasks, "not_tried": missing})
-    incomplete = 0
-    for row in read_rows(run.path("benchmarks")):
-        if row["id"] in trial_ids:
-            incomplete += row["not_tried"] > 0
-            if row["solves"]:
-                yield row["response_id"], row["solves"]
-    tried = f"{len(response_ids)} responses tried on the inputs of {len(decontaminator.trials)} tasks"
-    run.save(decontamination=f"{decontaminator.coverage}; {tried}" + (f", {incomplete} of them not on all" if incomplete else ""))
-
-
 def measure_quality(run: Run):
     """What the tests of the final examples test, and whether the responses to one instruction agree, from a drawn sample of each."""
     with Sandbox(workers=run.settings.workers, timeout=quality.TIMEOUT, memory_mb=run.settings.memory_mb) as sandbox:
         measured = quality.measure(sandbox, run.folder)
     write_atomically(run.folder / "quality.json", json.dumps(measured, indent=2))
-
-
-def chance(run: Run, *parts) -> float:
-    """A number from 0 to 1, always the same for the same parts."""
-    return draw(run.settings.seed, *parts) / 2**31
 
 
 # ----------------------------------------------------------------------------------------------------------- command line
@@ -687,7 +551,8 @@ STAGES = {
 
 def run_stages(run: Run, names: Iterable[str]):
     for name in names:
-        if run.settings.instructions_from and name in INSTRUCTION_STAGES and (run.settings.recipe, name) != ("evol-instruct", "instructions"):
+        evolves = (run.settings.recipe, name) == ("evol-instruct", "instructions")
+        if run.settings.instructions_from and name in INSTRUCTION_STAGES and not evolves:
             continue
         starting = run.config["seconds"].get("engine_start", 0)
         started = time.monotonic()
@@ -712,7 +577,8 @@ def pilot(folder: Path, given: dict, engine_options: dict, full: int):
         run_stages(run, STAGES)
         kept[layout] = sum(1 for _ in run.kept("responses"))
     layout = max(kept, key=kept.get)
-    print(f"\nwell-formed responses: {', '.join(f'{name} {count}' for name, count in kept.items())}; a full run had better take --layout {layout}")
+    counts = ", ".join(f"{name} {count}" for name, count in kept.items())
+    print(f"\nwell-formed responses: {counts}; a full run had better take --layout {layout}")
     print(f"\nprojection to {full} seeds, from {folder / layout}\n{report.projection(report.funnel(folder / layout), full)}")
 
 
@@ -753,7 +619,7 @@ def parse_arguments() -> argparse.Namespace:
     for name in ("run", *STAGES, "report", "pilot"):
         command = commands.add_parser(name, argument_default=argparse.SUPPRESS, help=(STAGES[name].__doc__ if name in STAGES else None))
         if name == "select":
-            command.add_argument("--recipe", dest="choice", choices=CHOICES, default="passing", help="which responses may be chosen (paper, T9)")
+            command.add_argument("--recipe", dest="choice", choices=CHOICES, default="passing", help="which responses may be chosen (T9)")
         if name == "pilot":
             command.add_argument("--full", type=positive(int), default=10_000, help="seeds of the full run to project to (default: 10000)")
         command.add_argument("--out", type=Path, required=True, help="the run folder")

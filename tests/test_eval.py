@@ -284,6 +284,16 @@ def test_self_made_tasks_are_scored_by_their_own_tests(tmp_path, command):
     assert "def add1(x)\n    input(" in page and "base tests: exited" in page and "src=" not in page and "href=" not in page
     done = command("eval.py", "--table", tmp_path / "bad", tmp_path / "good", tmp_path / "good", "--out", tmp_path / "page")
     assert "100.0 (4/4)" in done.stdout and "0.0 (0/4)" in done.stdout and (tmp_path / "page" / "table.html").exists()
+    hand_made = tmp_path / "hand-made"
+    hand_made.mkdir()
+    scores = {"k": 2, "n": 4, "pass@1": 0.5}
+    made = {"benchmark": "self", "base": scores, "dataset_md5": result["dataset_md5"], "tasks": {f"task{n}": {"base": n < 2} for n in range(4)}}
+    (hand_made / "result.json").write_text(json.dumps(made))
+    done = command("eval.py", "--compare", hand_made, tmp_path / "good")
+    assert done.returncode == 0 and "no model named" in done.stdout and "A 2/4 = 50.0%" in done.stdout, done.stderr
+    for wrong in ({"tasks": {"task0": True}}, {"tasks": {}}, {"base": {}}, {"benchmark": "other"}):
+        (hand_made / "result.json").write_text(json.dumps(made | wrong))
+        refused(command("eval.py", "--compare", hand_made, tmp_path / "good"), "result.json")
     flagged.write_text("{}")
     refused(command("eval.py", *pair), "flagged.json")
 

@@ -190,7 +190,8 @@ def plant(run: Run, tasks: dict[str, list[tuple[str, str, str]]]):
     for n, (instruction, samples) in enumerate(tasks.items()):
         rows["seeds"].append({"id": f"s{n}", "code": ""})
         rows["concepts"].append({"id": f"c{n}", "seed_id": f"s{n}", "concepts": []})
-        rows["instructions"].append({"id": f"i{n}", "concepts_id": f"c{n}", "instruction": instruction, "category": "function", "difficulty": "easy"})
+        drawn = {"category": "function", "difficulty": "easy"}
+        rows["instructions"].append({"id": f"i{n}", "concepts_id": f"c{n}", "instruction": instruction, **drawn})
         for k, (response, tests, outcome) in enumerate(samples):
             rows["responses"].append({"id": f"r{n}_{k}", "instruction_id": f"i{n}", "response": response, "tests": tests})
             reject = {} if outcome == "passed" else {"reject": outcome}
@@ -223,7 +224,8 @@ def weave(bits, mask):
         " ".join(wording): (fenced("def three(x):\n    return 3"), "benchmark_overlap"),
         words(4): (f"{words(5)}\n{fenced(again)}", "benchmark_solved"),
     }
-    clean = {words(100 + n): (f"{words(200 + n)}\n{fenced(f'def clean{n}(x, y):' + chr(10) + f'    return x * {n} - y')}", None) for n in range(8)}
+    harmless = [fenced(f"def clean{n}(x, y):\n    return x * {n} - y") for n in range(8)]
+    clean = {words(100 + n): (f"{words(200 + n)}\n{code}", None) for n, code in enumerate(harmless)}
     run = open_run(tmp_path / "run", {"model": model}, {})
     plant(run, {task: [(response, fenced("assert True"), "passed")] for task, (response, _) in (planted | clean).items()})
     select(run)
@@ -240,7 +242,10 @@ def test_consensus_keeps_the_response_that_its_siblings_agree_with(model, tmp_pa
     right, also, wrong = (fenced(f"def f(x):\n    return {body}") for body in ("abs(x) + 17", "17 + max(x, -x)", "x + 17"))
     run = open_run(tmp_path / "run", {"model": model, "select": "consensus"}, {})
     samples = [(wrong, "assert f(2) == 19"), (right, "assert f(-2) == 19"), (also, "assert f(2) == f(-2) == 19")]
-    plant(run, {f"{words(n)}": [(response.replace("f(x)", f"f{n}(x)"), fenced(tests.replace("f(", f"f{n}(")), "passed") for response, tests in samples] for n in range(6)})
+    plant(run, {
+        words(n): [(response.replace("f(", f"f{n}("), fenced(tests.replace("f(", f"f{n}(")), "passed") for response, tests in samples]
+        for n in range(6)
+    })
     select(run)
     assert [row["response_id"][-1] in "12" for row in read_rows(run.path("sft"))] == [True] * 6
 
