@@ -110,7 +110,7 @@ class NearDuplicates:
     """Whether a text is nearly one seen before: MinHash of word 5-grams, 250 permutations, found by locality-sensitive hashing.
 
     The library chooses the bands for the threshold. Of each text its bands' hashes stay, 8 bytes each; in the library's own index the
-    same takes about a hundred times as much memory.
+    same takes forty times as much memory.
     """
 
     def __init__(self, threshold: float, permutations: int = 250):
