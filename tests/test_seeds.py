@@ -14,7 +14,7 @@ import pytest
 import seeds
 from rows import BadInput
 from sandbox import Sandbox
-from seeds import TYPE_CHECKED_AT_A_TIME, extract, functions, type_checked, type_errors
+from seeds import TYPE_CHECKED_AT_A_TIME, extract, functions, snippets, type_checked, type_errors
 
 SOURCE = '''
 import functools
@@ -341,3 +341,12 @@ def test_a_program_that_breaks_the_type_checker_is_alone_in_it(monkeypatch):
     """Here none is given the time to be checked, so each is tried alone in the end."""
     monkeypatch.setattr(seeds, "TYPE_CHECK_SECONDS", 0.001)
     assert type_errors(RIGHT[:1] * 3) == ["the type checker broke on it"] * 3
+
+
+def test_snippets_are_pieces_of_the_files_and_always_the_same(tmp_path):
+    (tmp_path / "long.py").write_text("".join(f"line_{n} = {n}\n" for n in range(500)))
+    (tmp_path / "blank.py").write_text("\n" * 40)
+    rows = list(snippets(str(tmp_path)))
+    assert len(rows) == 10 and rows == list(snippets(str(tmp_path)))
+    lengths = [row["code"].count("\n") + 1 for row in rows]
+    assert all(row["code"] in (tmp_path / "long.py").read_text() for row in rows) and len(set(lengths)) > 3 and max(lengths) <= 15
