@@ -2,7 +2,7 @@
 # The paper's T9 in small: does it matter that the responses pass their tests? One generation run, three training sets of equal size
 # (responses that pass, any, and that fail), several training seeds, every model scored on HumanEval+, MBPP+ and held-out tasks.
 #
-#   ./experiment.sh                    the embedded model: about two hours on 2 cores
+#   ./experiment.sh                    the embedded model: some hours on 2 cores
 #   OUT=runs/t9-1.5b MODEL=Qwen/Qwen2.5-Coder-1.5B PROMPT=completion GENERATE="--limit 2000" TRAIN= EVALUATE= ./experiment.sh
 #
 # Given again, it goes on where it was. The table at its end is OUT/table.html, each pair's comparison OUT/compare-*/compare.html.

@@ -577,9 +577,11 @@ def pilot(folder: Path, given: dict, engine_options: dict, full: int):
         run_stages(run, STAGES)
         kept[layout] = sum(1 for _ in run.kept("responses"))
     layout = max(kept, key=kept.get)
-    counts = ", ".join(f"{name} {count}" for name, count in kept.items())
-    print(f"\nwell-formed responses: {counts}; a full run had better take --layout {layout}")
-    print(f"\nprojection to {full} seeds, from {folder / layout}\n{report.projection(report.funnel(folder / layout), full)}")
+    well_formed = ", ".join(f"{name} {count}" for name, count in kept.items())
+    print(f"\nwell-formed responses: {well_formed}; a full run had better take --layout {layout}")
+    counts = report.funnel(folder / layout)
+    counts["stages"][: len(INSTRUCTION_STAGES)] = report.funnel(first.folder)["stages"][: len(INSTRUCTION_STAGES)]  # who paid for them
+    print(f"\nprojection to {full} seeds, from {folder / layout}\n{report.projection(counts, full)}")
 
 
 def trace(folder: Path, example_id: str):
