@@ -77,7 +77,8 @@ def read_results(folder: Path) -> dict[str, dict]:
                 if verdict.keys() not in ({"base"}, {"base", "plus"}):
                     raise ValueError("a task's verdict is {base} or {base, plus}")
             for suite, name in suites(result):
-                result[suite]["k"], result[suite]["n"], result[suite]["pass@1"], SUITES.index(name)
+                SUITES.index(name)
+                result[suite] = result.get(suite) or summary([[verdict[suite]] for verdict in result["tasks"].values()])
         except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
             raise BadInput(f"no result in {file}: {error!r}") from None
         if result["benchmark"] in found:

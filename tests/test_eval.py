@@ -291,7 +291,7 @@ def test_self_made_tasks_are_scored_by_their_own_tests(tmp_path, command):
     (hand_made / "result.json").write_text(json.dumps(made))
     done = command("eval.py", "--compare", hand_made, tmp_path / "good")
     assert done.returncode == 0 and "no model named" in done.stdout and "A 2/4 = 50.0%" in done.stdout, done.stderr
-    for wrong in ({"tasks": {"task0": True}}, {"tasks": {}}, {"base": {}}, {"benchmark": "other"}):
+    for wrong in ({"tasks": {"task0": True}}, {"tasks": {}}, {"benchmark": "other"}):
         (hand_made / "result.json").write_text(json.dumps(made | wrong))
         refused(command("eval.py", "--compare", hand_made, tmp_path / "good"), "result.json")
     flagged.write_text("{}")
