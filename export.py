@@ -19,12 +19,13 @@ import jinja2
 
 from report import funnel, read_config, table, whole
 from rows import BadInput, read_rows
+from selection import UNTESTED
 
 COLUMNS = {
     "id": "of the example, made from its content",
     "instruction": "the task, as the model wrote it",
-    "response": "reasoning and code; the code passed the tests below",
-    "tests": "written by the model together with the response",
+    "response": "reasoning and code, as the model wrote it",
+    "tests": "written by the model together with the response; empty where the recipe asks for none",
     "program": "the response's code and its tests, as they were executed",
     "category": "function, class or program; drawn",
     "difficulty": "easy, medium or hard; drawn, and what the model was asked for, not what was measured",
@@ -54,7 +55,7 @@ def export(run_folder: Path, out: Path, format: str, license: str = "unknown") -
             folder.mkdir()
             file, write = FORMATS[format]
             examples = write(read_examples(source), folder / file)
-            (folder / "README.md").write_text(card(run_folder, out.name, file, columns, examples, license), encoding="utf-8")
+            (folder / "README.md").write_text(card(run_folder, run_folder.resolve().name, file, columns, examples, license), encoding="utf-8")
             os.replace(folder, out)
     except OSError as error:
         raise BadInput(f"cannot write to {out}: {error}") from None
@@ -108,12 +109,15 @@ CARD = """---
 
 # {{ name }}
 
-{{ "{:,}".format(examples) }} instructions for Python code with a response each, made with the method of SelfCodeAlign
-([arXiv 2410.24198](https://arxiv.org/abs/2410.24198)): {{ model }} named the concepts in functions of
-{{ source }}, invented tasks from them, and answered each task with tests of its own.
+{{ "{:,}".format(examples) }} instructions for Python code with a response each, made with a reimplementation of SelfCodeAlign
+([arXiv 2410.24198](https://arxiv.org/abs/2410.24198)) from code of {{ source }} by {{ model }}, recipe `{{ recipe }}`.
 
+{% if tested %}
 Every response passed the tests that came with it. No person has read the data: a response that passes weak tests may be wrong, and an
 instruction may be unclear.
+{% else %}
+No response was executed, and no person has read the data: responses may be wrong, and instructions unclear.
+{% endif %}
 
 | column | what it is |
 |---|---|
@@ -183,5 +187,5 @@ def card(run_folder: Path, name: str, file: str, columns: list[str], examples: i
     return jinja2.Environment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True).from_string(CARD).render(
         header=header.to_yaml().strip(), name=name, examples=examples, columns=columns, descriptions=COLUMNS, license=license,
         model=config.get("model", "a model that the run does not name"), source=source,
-        table=table(counts), funnel=counts, settings=settings + versions,
+        recipe=config.get("recipe", "selfcodealign"), tested=config.get("recipe") not in UNTESTED, table=table(counts), funnel=counts, settings=settings + versions,
     )  # fmt: skip
