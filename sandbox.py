@@ -110,13 +110,13 @@ def be_program(config, channel, folder, source):
         sys.modules["__main__"], sys.argv = main, [path]
         sys.path.insert(0, work)
         namespace = main.__dict__
-    except BaseException as problem:
+    except BaseException as problem:  # nothing may leave this function: behind it is the worker's own loop, in a copy
         report("error", f"{type(problem).__name__}: {problem}")
     try:
         # The token lives only on this frame's value stack, where no frame, local variable or gc call shows it: the arguments are
         # evaluated from left to right, and prove_end gets it only when exec has returned. Hence one expression.
         prove_end(announce_token(), own_id, exec(compile(source, path, "exec", dont_inherit=True), namespace))
-    except BaseException as problem:
+    except BaseException as problem:  # whatever a program raises, SystemExit and KeyboardInterrupt included, is its verdict
         if os.getpid() != own_id:  # a process that the program forked: it ends as any Python does
             leave_like_python(problem)
         kind = "memory" if isinstance(problem, MemoryError) else "exited" if isinstance(problem, SystemExit) else "failed"
@@ -441,17 +441,18 @@ class Sandbox:
             settings["without"]["namespaces"] = f"{first.refused} (usual in a container)"
             first = Worker(settings)
         self.workers, self.idle = [first], queue.SimpleQueue()
-        try:
+        with contextlib.ExitStack() as unless_complete:
+            unless_complete.callback(self.close)
             if first.refused:
                 raise SandboxError(f"cannot start a worker: {first.refused}")
             if os.geteuid() == 0 and {"namespaces", "user"} <= first.missing.keys() and not {"namespaces", "user"} <= set(without):
                 raise SandboxError("refused: as root, with neither namespaces nor another user id, a program could harm this machine "
                                    f"({first.missing['namespaces']}; {first.missing['user']}); run it as a plain user")
             with concurrent.futures.ThreadPoolExecutor(16) as pool:
-                self.workers += pool.map(Worker, [settings] * (workers - 1))
-        except BaseException:
-            self.close()
-            raise
+                started = [pool.submit(lambda: self.workers.append(Worker(settings))) for _ in range(workers - 1)]
+            for worker in started:
+                worker.result()
+            unless_complete.pop_all()
         self.protection = describe_protection(first.missing)
         for worker in self.workers:
             self.idle.put(worker)
