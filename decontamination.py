@@ -199,7 +199,8 @@ class Decontaminator:
 
     def solved_tasks(self, sandbox: Sandbox, codes: Iterable[tuple[object, str]]) -> Iterator[tuple[object, list[str], int]]:
         """For each (key, code): its key, the ids of the benchmark tasks that a function of the code solves, and how many tries are missing,
-        since MAX_TRIES were made, MAX_FALLS failed to end, or the program did not. As they are done, not in order.
+        since MAX_TRIES were made, MAX_FALLS failed to end, or the program did not. As they are done, not in order; none for a code
+        on which the sandbox itself failed.
 
         Every top-level function is tried on every task whose number of arguments it takes, in one program of the sandbox for each code.
         """
@@ -216,6 +217,8 @@ class Decontaminator:
                 yield (key, tries), program
 
         for (key, tries), result in sandbox.map(programs()):
+            if result.outcome == "error":  # the sandbox's own fault says nothing of the code
+                continue
             if result.outcome == "passed":
                 solved, missing = [], 0
             elif result.outcome == "failed" and (said := re.match(r"TriesDone: (\d+) missing, solved((?: \d+(?= ))*)", result.detail)):

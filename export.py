@@ -19,18 +19,18 @@ import jinja2
 
 from report import funnel, read_config, table, whole
 from rows import BadInput, read_rows
-from selection import UNTESTED
 
 COLUMNS = {
     "id": "of the example, made from its content",
-    "instruction": "the task, as the model wrote it",
+    "instruction": "the task, as the model wrote it; followed by a test where `test_in_instruction` says so",
     "response": "reasoning and code, as the model wrote it",
     "tests": "written by the model together with the response; empty where the recipe asks for none",
-    "program": "the response's code and its tests, as they were executed",
+    "program": "the response's code and its tests, as one program",
     "category": "function, class or program; drawn",
     "difficulty": "easy, medium or hard; drawn, and what the model was asked for, not what was measured",
-    "concepts": "what the model named in the seed, and what the instruction was made from",
-    "seed": "the function that everything came from: code of others, under their licence",
+    "concepts": "what the model named in the seed, and what the instruction was made from; empty where the recipe names none",
+    "seed": "the code that everything came from: of others, under their licence",
+    "test_in_instruction": "whether the instruction shows one of the tests",
     "messages": "the instruction as user, the response as assistant",
 }
 ROWS_AT_A_TIME = 1000  # in memory, and in a row group of the Parquet file
@@ -110,9 +110,9 @@ CARD = """---
 # {{ name }}
 
 {{ "{:,}".format(examples) }} instructions for Python code with a response each, made with a reimplementation of SelfCodeAlign
-([arXiv 2410.24198](https://arxiv.org/abs/2410.24198)) from code of {{ source }} by {{ model }}, recipe `{{ recipe }}`.
+([arXiv 2410.24198](https://arxiv.org/abs/2410.24198)) from code of {{ source }} by {{ models }}, recipe `{{ recipe }}`.
 
-{% if tested %}
+{% if funnel.tested %}
 Every response passed the tests that came with it. No person has read the data: a response that passes weak tests may be wrong, and an
 instruction may be unclear.
 {% else %}
@@ -134,9 +134,9 @@ Unknown: nobody has said under which licence this data may be used.
 Given by whoever exported it: {{ license }}.
 
 {% endif %}
-The seed functions come from {{ source }} and keep the licence of that code
+The seeds come from {{ source }} and keep the licence of that code
 {%- if "seed" in columns %}; the column `seed` holds them as they are{% endif %}. Instructions and responses are the output of
-{{ model }}, whose licence may say what output may be used for. Look at both before you publish or train.
+{{ models }}, whose licence may say what output may be used for. Look at both before you publish or train.
 
 ## Counts
 
@@ -144,10 +144,11 @@ The seed functions come from {{ source }} and keep the licence of that code
 {{ table }}
 ```
 
-## Contamination and execution
+## Contamination{{ " and execution" if funnel.tested }}
 
 Decontamination: {{ funnel.decontamination }}. A benchmark's task that is told in other words may still be in the data.
 
+{% if funnel.tested %}
 Programs were executed under these protections:
 
 {% for property, layer in funnel.sandbox.items() %}
@@ -155,6 +156,7 @@ Programs were executed under these protections:
 {% else %}
 - the run does not say which
 {% endfor %}
+{% endif %}
 
 ## Settings
 
@@ -182,10 +184,11 @@ def card(run_folder: Path, name: str, file: str, columns: list[str], examples: i
     )
     settings = [(key, value) for key, value in config.items() if not isinstance(value, dict) and key != "decontamination"]
     versions = [(package, number) for package, number in config.get("versions", {}).items() if number]
+    models = [config.get("instructions_by"), config.get("model", "a model that the run does not name")]
     source = config.get("source", "a source that the run does not name")
     source = "Python's standard library" if source == "stdlib" else source
     return jinja2.Environment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True).from_string(CARD).render(
         header=header.to_yaml().strip(), name=name, examples=examples, columns=columns, descriptions=COLUMNS, license=license,
-        model=config.get("model", "a model that the run does not name"), source=source,
-        recipe=config.get("recipe", "selfcodealign"), tested=config.get("recipe") not in UNTESTED, table=table(counts), funnel=counts, settings=settings + versions,
+        models=" and ".join(dict.fromkeys(filter(None, models))), source=source, recipe=config.get("recipe", "selfcodealign"),
+        table=table(counts), funnel=counts, settings=settings + versions,
     )  # fmt: skip

@@ -3,6 +3,7 @@
 A prompt is the step's system text, the numbered examples, and the opening of one more, which the model is to finish.
 """
 
+import ast
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,23 @@ PROMPTS = Path(__file__).parent / "prompts"
 def python_code(text: str) -> str:
     """The contents of all fenced python blocks of `text`, joined; empty if there is none."""
     return "\n\n".join(re.findall(r"^```(?:python|py)[ \t]*\n(.*?)^```", text, re.MULTILINE | re.DOTALL)).strip()
+
+
+def runnable_code(response: str) -> str:
+    """The code of a response as it is executed: without a `__main__` block where it reads `input`, which the sandbox does not give."""
+    code = python_code(response)
+    if re.search(r"\binput\s*\(", code):
+        lines = code.splitlines()
+        for node in reversed(ast.parse(code).body):
+            if isinstance(node, ast.If) and "__name__" in ast.unparse(node.test):
+                del lines[node.lineno - 1 : node.end_lineno]
+        code = "\n".join(lines)
+    return code
+
+
+def program(code: str, tests: str) -> str:
+    """What the sandbox runs: the code, then its tests."""
+    return f"{code}\n\n{tests}\n"
 
 
 @dataclass(frozen=True)

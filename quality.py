@@ -18,7 +18,7 @@ from collections.abc import Hashable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from prompting import python_code
+from prompting import program, python_code, runnable_code
 from rows import digest, progress, read_rows
 from sandbox import Sandbox
 
@@ -40,8 +40,11 @@ def mutants(code: str, limit: int, seed: int) -> list[str]:
     """At most `limit` different mutants of the code, drawn with the seed. Raises SyntaxError."""
     tree = ast.parse(code)
     tree.body = [node for node in tree.body if not (isinstance(node, ast.If) and "__name__" in ast.unparse(node.test))]
-    made = dict.fromkeys(all_mutants(tree, tree))
-    made.pop(ast.unparse(tree), None)
+    try:
+        made = dict.fromkeys(all_mutants(tree, tree))
+        made.pop(ast.unparse(tree), None)
+    except RecursionError:  # nested too deep to be written
+        return []
     return sorted(made, key=lambda mutant: digest(seed, "mutant", mutant))[:limit]
 
 
@@ -119,7 +122,7 @@ def mutation_score(
             versions = [code, *mutants(code, limit, seed)]
             waiting[example_id] = [len(versions), []]
             for number, version in enumerate(versions):
-                yield (example_id, number), joined(version, tests)
+                yield (example_id, number), program(version, tests)
 
     waiting = {}  # id: [programs, (number, outcome) of those that are done]
     for (example_id, number), result in sandbox.map(programs()):
@@ -138,12 +141,15 @@ def count_killed(outcomes: list[tuple[int, str]]) -> Score:
 def count_asserts(tests: str) -> tuple[int, int]:
     """(asserts, different asserts) in the text of the tests, unittest's methods included."""
     asserts = [
-        ast.unparse(node)
+        node
         for node in ast.walk(ast.parse(tests))
         if isinstance(node, ast.Assert)
         or (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr.startswith("assert"))
     ]
-    return len(asserts), len(set(asserts))
+    try:
+        return len(asserts), len(set(map(ast.unparse, asserts)))
+    except RecursionError:  # nested too deep to be written again: as they stand
+        return len(asserts), len({ast.get_source_segment(tests, node) for node in asserts})
 
 
 # -------------------------------------------------------------------------------------------------------------- agreement
@@ -151,30 +157,26 @@ def count_asserts(tests: str) -> tuple[int, int]:
 
 def agreement(
     sandbox: Sandbox, groups: Iterable[tuple[Hashable, list[tuple[str, str]]]]
-) -> Iterator[tuple[Hashable, list[list[bool]]]]:
+) -> Iterator[tuple[Hashable, list[list[bool | None]]]]:
     """For each (key, samples): the key and matrix[i][j], whether the code of sample i passes the tests of sample j; as they are done.
 
-    Samples are (code, tests). n * n programs, equal ones run once.
+    Samples are (code, tests). n * n programs, equal ones run once. None where the sandbox gives no verdict.
     """
     waiting = {}  # key: [samples, distinct programs, {program: passed}]
 
     def programs() -> Iterator[tuple[tuple, str]]:
         for key, samples in groups:
-            distinct = {joined(code, tests) for code, _ in samples for _, tests in samples}
+            distinct = {program(code, tests) for code, _ in samples for _, tests in samples}
             waiting[key] = [samples, len(distinct), {}]
-            for program in distinct:
-                yield (key, program), program
+            for text in distinct:
+                yield (key, text), text
 
-    for (key, program), result in sandbox.map(programs()):
+    for (key, text), result in sandbox.map(programs()):
         samples, expected, passed = waiting[key]
-        passed[program] = result.outcome == "passed"
+        passed[text] = None if result.outcome == "error" else result.outcome == "passed"
         if len(passed) == expected:
             del waiting[key]
-            yield key, [[passed[joined(code, tests)] for _, tests in samples] for code, _ in samples]
-
-
-def joined(code: str, tests: str) -> str:
-    return f"{code}\n\n{tests}\n"
+            yield key, [[passed[program(code, tests)] for _, tests in samples] for code, _ in samples]
 
 
 def consensus(matrix: list[list[bool]], ids: list[str]) -> str | None:
@@ -187,7 +189,7 @@ def consensus(matrix: list[list[bool]], ids: list[str]) -> str | None:
 
     def support(i: int) -> tuple[int, int]:
         siblings = [j for j in range(len(ids)) if j != i]
-        return sum(matrix[i][j] and matrix[j][i] for j in siblings), sum(matrix[i][j] + matrix[j][i] for j in siblings)
+        return sum(bool(matrix[i][j] and matrix[j][i]) for j in siblings), sum(bool(matrix[i][j]) + bool(matrix[j][i]) for j in siblings)
 
     passing = [i for i in range(len(ids)) if matrix[i][i]]
     return ids[min(passing, key=lambda i: (*(-count for count in support(i)), ids[i]))] if passing else None
@@ -199,15 +201,16 @@ def consensus(matrix: list[list[bool]], ids: list[str]) -> str | None:
 def measure(sandbox: Sandbox, folder: Path) -> dict:
     """The quality of the tests of a run's final examples, and the agreement of its passing samples, each of a sample drawn by content."""
     rows = heapq.nsmallest(EXAMPLES, read_rows(folder / "sft.jsonl"), key=lambda row: digest("quality", row["id"]))
-    examples = [(row["id"], python_code(row["response"]), python_code(row["tests"])) for row in rows if row["tests"]]
+    examples = [(row["id"], runnable_code(row["response"]), python_code(row["tests"])) for row in rows if row["tests"]]
     asserts = [count_asserts(tests) for _, _, tests in examples]
     scores = mutation_score(sandbox, examples, MUTANTS)
     scores = [score for _, score in progress(scores, total=len(examples), desc="quality", unit="example") if score.mutants]
     pairs = agreeing = 0
     groups = several_passing(folder)
     for _, matrix in progress(agreement(sandbox, groups.items()), total=len(groups), desc="agreement", unit="instruction"):
-        pairs += len(matrix) * (len(matrix) - 1)
-        agreeing += sum(map(sum, matrix)) - sum(matrix[i][i] for i in range(len(matrix)))
+        verdicts = [passed for i, row in enumerate(matrix) for j, passed in enumerate(row) if i != j and passed is not None]
+        pairs += len(verdicts)
+        agreeing += sum(verdicts)
     return {
         "examples": len(examples),
         "asserts": sum(count for count, _ in asserts),
@@ -233,5 +236,5 @@ def several_passing(folder: Path) -> dict[str, list[tuple[str, str]]]:
     samples = {instruction_id: [] for instruction_id in drawn}
     for row in read_rows(folder / "responses.jsonl"):
         if row["id"] in passed and row["instruction_id"] in samples:
-            samples[row["instruction_id"]].append((python_code(row["response"]), python_code(row["tests"])))
+            samples[row["instruction_id"]].append((runnable_code(row["response"]), python_code(row["tests"])))
     return samples

@@ -20,18 +20,9 @@ import jinja2
 from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.stats import binomtest
 
+from recipes import UNTESTED, stages
 from rows import BadInput, read_rows, write_atomically
-from selection import UNTESTED
 
-PARENT = {  # stage: (the stage its rows come from, the key that names the row)
-    "seeds": (None, None),
-    "concepts": ("seeds", "seed_id"),
-    "instructions": ("concepts", "concepts_id"),
-    "responses": ("instructions", "instruction_id"),
-    "executions": ("responses", "response_id"),
-    "selection": ("executions", "response_id"),
-}
-STAGES = tuple(PARENT)
 EXAMPLES_PER_REASON = 3
 COMMON_CONCEPTS = 40
 LINKS = """
@@ -45,11 +36,12 @@ LINKS = """
 def funnel(folder: Path) -> dict:
     """Count the rows of every stage file under `folder`, and add what config.json knows of the run."""
     config = read_config(folder)
-    stages, parents_of_examples, wanted, contaminated = {}, {}, set(), set()
+    recipe = config.get("recipe", "selfcodealign")
+    chain, counted, parents_of_examples, wanted, contaminated = stages(recipe), {}, {}, set(), set()
     lengths = {what: collections.Counter() for what in LENGTHS}
     with contextlib.closing(sqlite3.connect("")) as links:
         links.executescript(LINKS)
-        for stage in reversed(STAGES):  # from the end, so that an example can ask for the rows that it comes from
+        for stage in reversed(chain):  # from the end, so that an example can ask for the rows that it comes from
             rejects, examples, total, tokens = collections.Counter(), {}, 0, 0
             for row in read_rows(folder / f"{stage}.jsonl"):
                 total += 1
@@ -63,9 +55,9 @@ def funnel(folder: Path) -> dict:
                 if row["id"] in wanted:
                     parents_of_examples[row["id"]] = row
                 if stage != "seeds" and (is_example or stage == "responses" and row["id"] in wanted):
-                    wanted.add(row[PARENT[stage][1]])
+                    wanted.add(row[chain[stage][1]])
                 measure(stage, row, total, lengths, links)
-            stages[stage] = {
+            counted[stage] = {
                 "stage": stage,
                 "in": total,
                 "kept": total - rejects.total(),
@@ -76,11 +68,10 @@ def funnel(folder: Path) -> dict:
             }
         tasks, passing = count_passes(links)
         concepts = common_concepts(links)
-    for stage, (parent, _) in PARENT.items():
-        expected = stages[parent]["kept"] * (config.get("samples", 1) if stage == "responses" else 1) if parent else 0
-        if config.get("recipe") in UNTESTED and stage in ("responses", "executions"):
-            expected = 0
-        stages[stage]["waiting"] = max(0, expected - stages[stage]["in"])
+    for stage, (parent, _) in chain.items():
+        each = config.get("samples", 1) if stage == "responses" and recipe != "oss-instruct" else 1
+        expected = counted[parent]["kept"] * each if parent else 0
+        counted[stage]["waiting"] = max(0, expected - counted[stage]["in"])
     sft = 0
     for row in read_rows(folder / "sft.jsonl"):
         sft += 1
@@ -88,7 +79,8 @@ def funnel(folder: Path) -> dict:
         lengths["sft_words"][len(row["response"].split())] += 1
         lengths["sft_assertions"][assertions(row["tests"])] += 1
     return {
-        "stages": [stages[stage] for stage in STAGES],
+        "stages": [counted[stage] for stage in chain],
+        "tested": recipe not in UNTESTED,
         "sft": sft,
         "instructions_by_passing_samples": {count: passing[count] for count in sorted(passing)},
         "tasks": [{"category": kind, "difficulty": level, **tasks[kind, level]} for kind, level in sorted(tasks, key=from_easy_to_hard)],
@@ -215,13 +207,11 @@ HINTS = {  # reject: what a user can do about it
     "syntax_error": "code breaks off or is no Python: a lower --temperature, or a stronger model",
     "failed": "code and tests disagree: easier tasks (--difficulties), a lower --temperature, or more --samples",
     "timeout": "programs do not end: read a few below, and raise --timeout if they are right but slow",
-    "same_instruction": "tasks repeat one another: more and more varied seeds, more --decks",
-    "same_function_names": "tasks repeat one another: more and more varied seeds, more --decks",
-    "same_class_names": "tasks repeat one another: more and more varied seeds, more --decks",
-    "near_duplicate_instruction": "tasks repeat one another: more and more varied seeds, more --decks",
-    "near_duplicate_code": "tasks repeat one another: more and more varied seeds, more --decks",
     "insufficient_docstring": "the judge finds the docstrings too thin: a better documented source, or a lower --judge",
-}
+} | dict.fromkeys(
+    ("same_instruction", "same_function_names", "same_class_names", "near_duplicate_instruction", "near_duplicate_code"),
+    "tasks repeat one another: more and more varied seeds, more --decks",
+)
 WEAK_TESTS = 0.6  # share of killed mutants
 
 
@@ -231,14 +221,15 @@ def advice(counts: dict) -> list[str]:
     costs = []
     for stage in counts["stages"]:
         for reason, count in stage["rejects"].items():
-            if reason in HINTS and count > 0.1 * stage["in"]:
+            by_model = stage["stage"] != "seeds" or reason == "insufficient_docstring"  # other seeds are what the source has
+            if reason in HINTS and by_model and count > 0.1 * stage["in"]:
                 loss = f"{stage['stage']}: {count:,} of {stage['in']:,} end as {reason} ({count / stage['in']:.0%}); {HINTS[reason]}"
                 costs.append((count / max(1, stage["kept"]), loss))
     worst = [loss for _, loss in sorted(costs, reverse=True)[:3]]
     quality = counts["quality"]
     if quality.get("mutants") and quality["killed"] < WEAK_TESTS * quality["mutants"]:
         killed = f"{quality['killed'] / quality['mutants']:.0%}"
-        worst.append(f"tests: they notice {killed} of small mistakes in the code; --select consensus keeps responses whose siblings agree")
+        worst.append(f"tests: they notice {killed} of small mistakes in the code; read some, and give few-shot examples with stricter tests")
     return worst
 
 
@@ -251,9 +242,9 @@ def table(counts: dict) -> str:
         lines.append(
             f"{stage['stage']:<13}{stage['in']:>8}{stage['kept']:>8}{share:>8}{stage['tokens']:>10}{stage['seconds']:>9}  {reasons}"
         )
-    histogram = counts["instructions_by_passing_samples"]
-    lines.append(f"sft examples {counts['sft']}; instructions by number of passing samples: "
-                 + (", ".join(f"{passing}: {number}" for passing, number in histogram.items()) or "none"))
+    histogram = ", ".join(f"{passing}: {number}" for passing, number in counts["instructions_by_passing_samples"].items()) or "none"
+    fates = f"instructions by number of passing samples: {histogram}" if counts["tested"] else "responses were not executed"
+    lines.append(f"sft examples {counts['sft']}; {fates}")
     lines.append(f"decontamination: {counts['decontamination']}")
     lines += [f"improve first: {hint}" for hint in advice(counts)[:1]]
     return "\n".join(lines)
@@ -320,8 +311,8 @@ def write_report(folder: Path) -> dict:
 
 def origin(row: dict, parents: dict[str, dict]) -> list[dict]:
     """The example and what it was made from, as far as the funnel kept it, oldest first."""
-    keys = [key for _, key in PARENT.values()]
-    parent = next((parents[row[key]] for key in keys if row.get(key) in parents), None)
+    nearest_first = ("response_id", "instruction_id", "evolved_from", "concepts_id", "seed_id")
+    parent = next((parents[row[key]] for key in nearest_first if row.get(key) in parents), None)
     return [*(origin(parent, parents) if parent else []), row]
 
 

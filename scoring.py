@@ -18,10 +18,9 @@ import types
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 
-from prompting import python_code
+from prompting import program, python_code, runnable_code
 from rows import BadInput
 from sandbox import Sandbox, SandboxError
-from selection import program
 
 MIN_TIME_LIMIT = 4.0  # seconds per test input; at EvalPlus's 1.0 a right answer fails on a loaded machine
 LOAD_FACTOR = 20  # an answer that waits for a core may take this many times its limit
@@ -185,7 +184,7 @@ def program_of(response: str, tests: str) -> str | None:
         ast.parse(code)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
-    return program(response, tests) if code else None
+    return program(runnable_code(response), python_code(tests)) if code else None
 
 
 def sandbox_verdict(result) -> dict:

@@ -42,7 +42,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from containment import PR_SET_PDEATHSIG, prctl
-from rows import BadInput, draw
+from rows import BadInput, digest, draw
 
 MAX_LINES = 150  # appendix B
 BANNED_WORDS = ("todo", "fixme", "bug")
@@ -147,14 +147,18 @@ SNIPPET_LINES = 15
 LINES_PER_SNIPPET = 50
 
 
-def snippets(source: str) -> Iterator[dict]:
-    """Yield random snippets of 1 to 15 lines as rows {where, code}, one for each 50 lines of a file: what the paper compares seeds with
-    (T10), and what OSS-Instruct starts from (T11)."""
+def snippets(source: str, seed: int) -> Iterator[dict]:
+    """Yield random snippets of 1 to 15 lines as rows {where, code}, one for each 50 lines of a file, drawn with the seed: what the paper
+    compares seeds with (T10), and what OSS-Instruct starts from (T11). Files that break their encoding are left out."""
     for where, text in read_sources(source):
-        lines = text.splitlines()
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            continue
+        lines, content_id = text.splitlines(), digest(text)
         for number in range(-(-len(lines) // LINES_PER_SNIPPET)):
-            start = draw("snippet", where, number) % len(lines)
-            code = "\n".join(lines[start : start + 1 + draw("length", where, number) % SNIPPET_LINES]).strip("\n")
+            start = draw(seed, "snippet", content_id, number) % len(lines)
+            code = "\n".join(lines[start : start + 1 + draw(seed, "length", content_id, number) % SNIPPET_LINES]).strip("\n")
             if code.strip():
                 yield {"where": f"{where}:{start + 1}", "code": code}
 

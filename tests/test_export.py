@@ -58,6 +58,14 @@ def test_the_card_states_what_is_known_and_no_more(run_folder, tmp_path):
     assert "vllm" not in card.text and all(f"| `{column}` |" in card.text for column in EXAMPLES[0])
 
 
+def test_the_card_names_whoever_wrote_the_instructions_and_claims_no_tests_of_a_recipe_without(run_folder, tmp_path):
+    config = json.loads((run_folder / "config.json").read_text())
+    (run_folder / "config.json").write_text(json.dumps(config | {"recipe": "evol-instruct", "instructions_by": "owner/first"}))
+    export(run_folder, tmp_path / "out", "messages")
+    text = DatasetCard.load(tmp_path / "out" / "README.md").text
+    assert "by owner/first and owner/model" in text and "passed" not in text and "protections" not in text
+
+
 def test_half_a_surrogate_pair_becomes_a_question_mark(run_folder, tmp_path):
     (run_folder / "sft.jsonl").write_text(json.dumps(EXAMPLES[0] | {"seed": "half \ud800"}) + "\n")
     for format in ("parquet", "messages"):

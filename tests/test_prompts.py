@@ -7,18 +7,18 @@ import re
 import pytest
 
 from decontamination import Decontaminator
-from prompting import LAYOUTS, PROMPTS, load_examples, parse_example, python_code
+from prompting import LAYOUTS, PROMPTS, load_examples, parse_example, program, python_code
 from rows import BadInput
 from sandbox import Sandbox
 from seeds import functions, type_errors
-from selection import program, split_response
+from selection import split_response
 
 EXAMPLES = load_examples(PROMPTS / "examples")
 
 
 def test_every_example_passes_its_own_tests_and_fails_them_when_its_code_is_missing():
     with Sandbox() as sandbox:
-        right = dict(sandbox.map((example.name, program(example.response, example.tests)) for example in EXAMPLES))
+        right = dict(sandbox.map((example.name, program(python_code(example.response), python_code(example.tests))) for example in EXAMPLES))
         gutted = dict(sandbox.map((example.name, python_code(example.tests)) for example in EXAMPLES))
     assert {name: result.outcome for name, result in right.items()} == dict.fromkeys(right, "passed")
     assert {name: result.outcome for name, result in gutted.items()} == dict.fromkeys(gutted, "failed")

@@ -24,6 +24,9 @@ WEAK = "assert clamp(5) == 5\nassert clamp(5) == 5"
 STRONG = WEAK + "\nassert clamp(-3) == 0\nassert clamp(99) == 10\nassert clamp(1, 2, 3) == 2\nassert clamp(4, 2, 3) == 3"
 
 
+DEEP = "x = " + " + ".join(["1"] * 1500)  # Python parses it, and ast.unparse gives up
+
+
 @pytest.fixture(scope="module")
 def box():
     with Sandbox(timeout=2) as box:
@@ -50,6 +53,7 @@ def test_mutants_are_different_parse_and_are_drawn_with_the_seed():
     drawn = mutants(CODE, 3, 1)
     assert drawn == mutants(CODE, 3, 1) != mutants(CODE, 3, 2) and set(drawn) < set(every)
     assert mutants("import math", 9, 0) == []
+    assert mutants(DEEP, 9, 0) == []
 
 
 def test_strong_tests_kill_more_than_weak_ones_and_tests_of_nothing_none(box):
@@ -71,6 +75,7 @@ def test_a_mutant_that_loops_is_killed_and_counted(box):
 def test_asserts_are_counted_and_repeated_ones_once():
     assert count_asserts(WEAK) == (2, 1) and count_asserts(STRONG) == (6, 5)
     assert count_asserts("for x in range(3):\n    assert  f(x)==x\nassert f(x) == x") == (2, 1)
+    assert count_asserts(f"assert {DEEP[4:]}\nassert {DEEP[4:]}") == (2, 1)
     assert count_asserts("class T:\n    def test(self):\n        self.assertEqual(f(1), 1)") == (1, 1)
 
 

@@ -346,7 +346,8 @@ def test_a_program_that_breaks_the_type_checker_is_alone_in_it(monkeypatch):
 def test_snippets_are_pieces_of_the_files_and_always_the_same(tmp_path):
     (tmp_path / "long.py").write_text("".join(f"line_{n} = {n}\n" for n in range(500)))
     (tmp_path / "blank.py").write_text("\n" * 40)
-    rows = list(snippets(str(tmp_path)))
-    assert len(rows) == 10 and rows == list(snippets(str(tmp_path)))
+    (tmp_path / "latin.py").write_bytes("x = 'é'\n".encode("latin-1"))
+    rows = list(snippets(str(tmp_path), 0))
+    assert len(rows) == 10 and rows == list(snippets(str(tmp_path), 0)) != list(snippets(str(tmp_path), 1))
     lengths = [row["code"].count("\n") + 1 for row in rows]
     assert all(row["code"] in (tmp_path / "long.py").read_text() for row in rows) and len(set(lengths)) > 3 and max(lengths) <= 15

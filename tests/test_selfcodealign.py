@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import itertools
 import json
 import os
 import random
@@ -15,13 +16,18 @@ import pytest
 
 from conftest import ROOT
 from decontamination import Finding, load_benchmark
-from prompting import CHANGES, LAYOUTS
+from prompting import CHANGES, LAYOUTS, python_code, runnable_code
+from recipes import RECIPES, stages
 from report import funnel
-from rows import read_rows, replacing, row_id
-from selection import Filters, NearDuplicates, program, short_test, split_response
-from selfcodealign import CHOICES, PARENT_KEY, Run, draw_deck, open_run, select, share_of_yes
+from rows import BadInput, read_rows, replacing, row_id
+from selection import Filters, NearDuplicates, short_test, split_response
+from selfcodealign import CHOICES, Run, draw_deck, open_run, select, share_of_yes
 
 TICKS = "```"
+
+
+def fenced(code: str) -> str:
+    return f"{TICKS}python\n{code}\n{TICKS}"
 
 
 def sample(response="def f(x):\n    return x", tests="assert f(1) == 1", boundary="</response>\n\n<tests>"):
@@ -60,10 +66,9 @@ def test_the_judge_weighs_yes_against_no():
 
 def test_a_main_block_goes_only_where_the_code_reads_input():
     block = "if __name__ == '__main__':\n    x = input()\n\n    print(x)\n"
-    code = f"{TICKS}python\ndef f():\n    return 1\n\n{block}y = 2\n{TICKS}"
-    tests = f"{TICKS}python\nassert f() == y - 1\n{TICKS}"
-    assert "__main__" not in program(code, tests) and "y = 2" in program(code, tests)
-    assert "__main__" in program(code.replace("input()", "2"), tests)
+    response = fenced(f"def f():\n    return 1\n\n{block}y = 2")
+    assert runnable_code(response) == "def f():\n    return 1\n\ny = 2"
+    assert runnable_code(response.replace("input()", "2")) == python_code(response.replace("input()", "2"))
 
 
 def test_the_test_for_an_instruction_is_the_beginning_up_to_an_assert_within_five_lines():
@@ -108,6 +113,7 @@ def test_each_planted_row_is_rejected_for_its_reason_and_no_clean_one_is():
     assert reject_reason(words(37), response(37, prose=words(1005, 399) + " so")) == "near_duplicate_response"
     same_code = response(6, name="g6").split(TICKS, 1)[1]
     assert reject_reason(words(38), words(2000, 500) + "\n" + TICKS + same_code) == "near_duplicate_code"
+    assert reject_reason(words(37), response(37)) is None, "what was rejected does not count as seen"
 
 
 def test_near_duplicates_are_those_above_the_threshold():
@@ -121,10 +127,8 @@ def test_near_duplicates_are_those_above_the_threshold():
 
 def test_a_deck_depends_on_seed_stage_and_number_alone():
     def deck(seed, stage, number):
-        settings = argparse.Namespace(
-            seed=seed, decks=4, concept_shots=8, instruction_shots=8, categories="function,class,program", difficulties="easy,medium,hard"
-        )
-        return [example.name for example in draw_deck(Run(None, {}, settings, None, {}), stage, number)]
+        settings = argparse.Namespace(seed=seed, categories="function,class,program", difficulties="easy,medium,hard")
+        return [example.name for example in draw_deck(Run(None, {}, settings, None, {}), stage, number, 8)]
 
     assert deck(0, "concepts", 1) == deck(0, "concepts", 1)
     assert len({tuple(deck(s, stage, n)) for s in (0, 1) for stage in ("concepts", "instructions") for n in (0, 1)}) == 8
@@ -202,10 +206,6 @@ def plant(run: Run, tasks: dict[str, list[tuple[str, str, str]]]):
                 write(line)
 
 
-def fenced(code: str) -> str:
-    return f"{TICKS}python\n{code}\n{TICKS}"
-
-
 def test_a_benchmark_task_is_found_however_it_is_told_and_clean_tasks_are_kept(model, tmp_path):
     """The wording copied, the solution copied under another name, the wording changed here and there, and the task solved in other words."""
     humaneval, _ = load_benchmark("humaneval")
@@ -238,8 +238,9 @@ def weave(bits, mask):
 
 
 def test_consensus_keeps_the_response_that_its_siblings_agree_with(model, tmp_path):
-    """Of three that pass their own tests, one is wrong and its tests are those that it passes."""
-    right, also, wrong = (fenced(f"def f(x):\n    return {body}") for body in ("abs(x) + 17", "17 + max(x, -x)", "x + 17"))
+    """Of three that pass their own tests, one is wrong and its tests are those that it passes; a right one would read its input."""
+    main = "\n\nif __name__ == '__main__':\n    print(f(int(input())))"
+    right, also, wrong = (fenced(f"def f(x):\n    return {body}") for body in (f"abs(x) + 17{main}", "17 + max(x, -x)", "x + 17"))
     run = open_run(tmp_path / "run", {"model": model, "select": "consensus"}, {})
     samples = [(wrong, "assert f(2) == 19"), (right, "assert f(-2) == 19"), (also, "assert f(2) == f(-2) == 19")]
     plant(run, {
@@ -248,19 +249,25 @@ def test_consensus_keeps_the_response_that_its_siblings_agree_with(model, tmp_pa
     })
     select(run)
     assert [row["response_id"][-1] in "12" for row in read_rows(run.path("sft"))] == [True] * 6
+    chosen, verdicts = run.path("sft").read_bytes(), run.path("agreement").read_bytes()
+    select(run)
+    assert run.path("sft").read_bytes() == chosen and run.path("agreement").read_bytes() == verdicts, "a verdict is given once"
 
 
 def test_other_recipes_choose_other_responses_and_as_many(model, tmp_path):
     """Twelve tasks of three responses each, of which the first passes in every second task, and one is the sandbox's own fault."""
     out = tmp_path / "recipes"
     run = open_run(out, {"model": model, "held_out": 0.4, "test_in_instruction": 1.0}, {})
+    with pytest.raises(BadInput, match="no sft.jsonl to match"):
+        select(run, "failing")
 
     def sample_of(n, k):
         body = f"def f{n}_{k}(x):\n    return {random.Random(3 * n + k).random()}"
         outcome = "passed" if k == 0 and n % 2 else "error" if (n, k) == (0, 0) else "failed"
         return f"{words(100 + 3 * n + k)}\n{fenced(body)}", fenced(f"assert f{n}_{k}"), outcome
 
-    plant(run, {words(n): [sample_of(n, k) for k in range(3)] for n in range(12)})
+    tasks = {words(n): [sample_of(n, k) for k in range(3)] for n in range(12)}
+    plant(run, tasks)
     outcomes = {row["response_id"]: row["outcome"] for row in read_rows(run.path("executions"))}
     chosen = {}
     for recipe in CHOICES:
@@ -273,8 +280,37 @@ def test_other_recipes_choose_other_responses_and_as_many(model, tmp_path):
     assert len(chosen["failing"]) == len(chosen["random-subset"]) == len(chosen["passing"]) < len(chosen["random"])
     assert chosen["random-subset"] == chosen["random"][: len(chosen["passing"])]
     assert held_out.isdisjoint(row["instruction_id"] for examples in chosen.values() for row in examples)
-    assert all(row["instruction"].endswith(f"{row['tests']}") for row in chosen["passing"])
-    assert not any("assert" in row["instruction"] for row in read_rows(out / "heldout.jsonl"))
+    for row in itertools.chain.from_iterable(chosen.values()):  # a test is shown only if the response passes it
+        assert row["instruction"].endswith(row["tests"]) == (outcomes[row["response_id"]] == "passed")
+    scored = {row["instruction"] for row in read_rows(out / "heldout.jsonl")}
+    assert not any("assert" in instruction for instruction in scored)
+
+    other = open_run(tmp_path / "other", {"model": model, "match": str(out), "test_in_instruction": 0.0}, {})
+    plant(other, {f"{task} indeed": samples for task, samples in tasks.items()})
+    select(other)
+    learned = {row["instruction"].removesuffix(" indeed") for row in read_rows(other.path("sft"))}
+    assert len(learned) == len(chosen["passing"]) and learned.isdisjoint(scored), "what another set is scored on is not learned"
+
+
+def test_settings_that_do_not_fit_together_are_refused_and_leave_no_run(model, tmp_path):
+    origin = tmp_path / "origin"
+    origin.mkdir()
+    for given, says in [
+        ({"recipe": "random-snippets,oss-instruct"}, "--recipe takes"),
+        ({"layout": "tags,headings"}, "--layout takes"),
+        ({"recipe": "oss-instruct", "instructions_from": str(origin)}, "makes its own instructions"),
+        ({"source": "stdlib", "instructions_from": str(origin)}, "no --source"),
+        ({"instructions_from": str(origin)}, "has no seeds.jsonl"),
+        ({"recipe": "evol-instruct"}, "needs --instructions-from"),
+    ]:
+        with pytest.raises(BadInput, match=says):
+            open_run(tmp_path / "run", {"model": model} | given, {})
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".lock").touch()  # killed before its settings were written
+    untested = open_run(tmp_path / "run", {"model": model, "recipe": "oss-instruct"}, {})
+    with pytest.raises(BadInput, match="executes none"):
+        select(untested, "failing")
 
 
 def test_killed_in_every_stage_it_goes_on_and_each_row_is_there_once(whole, model, source, tmp_path):
@@ -310,7 +346,7 @@ def test_other_engines_and_batch_sizes_change_no_prompt_and_no_sampling_seed(who
         for identity in here.keys() & there.keys():
             one, other = here[identity], there[identity]
             assert one["sampling_seed"] == other["sampling_seed"] and one["examples"] == other["examples"]
-            parent_id = one[PARENT_KEY[parent]]
+            parent_id = one[stages("selfcodealign")[stage][1]]
             assert (one["prompt"] == other["prompt"]) == (parents_here[parent_id] == parents_there[parent_id])
 
 
@@ -349,11 +385,11 @@ from pathlib import Path
 import selfcodealign as s
 from rows import read_rows
 out = Path({str(tmp_path)!r})
-given = dict(model={model!r}, source={str(source)!r}, limit=3, judge=0.0, samples=1, max_tokens=160, decks=1, temperature=0.2,
+given = dict(model={model!r}, limit=3, judge=0.0, samples=1, max_tokens=160, decks=1, temperature=0.2,
              concept_shots=2, instruction_shots=2, difficulties="easy", categories="function")
 engine = s.start_engine({model!r}, 4096)
 for recipe in s.RECIPES:
-    more = dict(instructions_from=str(out / "selfcodealign")) if recipe == "evol-instruct" else {{}}
+    more = dict(instructions_from=str(out / "selfcodealign")) if recipe == "evol-instruct" else dict(source={str(source)!r})
     run = s.open_run(out / recipe, given | more | dict(recipe=recipe), {{}})
     run.engine = engine
     s.run_stages(run, s.STAGES)
@@ -362,6 +398,10 @@ for recipe in s.RECIPES:
         assert run.path(stage).exists(), (recipe, stage)
 """
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=600)
+    for recipe in RECIPES:
+        counts = funnel(tmp_path / recipe)
+        assert {stage["stage"]: stage["waiting"] for stage in counts["stages"] if stage["waiting"]} == {}, recipe
+        assert counts["tested"] == any(stage["stage"] == "executions" for stage in counts["stages"])
     assert not any(row["concepts"] for row in read_rows(tmp_path / "snippet-to-instruction" / "concepts.jsonl"))
     evolved = list(read_rows(tmp_path / "evol-instruct" / "instructions.jsonl"))
     origins = {row["id"] for row in read_rows(tmp_path / "evol-instruct" / "evolution-1.jsonl")}
