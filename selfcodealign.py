@@ -654,6 +654,7 @@ def main():
     arguments = parse_arguments()
     try:
         if arguments.command == "trace":
+            sys.stdout.reconfigure(errors="backslashreplace")  # a source or a model may write half a surrogate pair
             return trace(arguments.run, arguments.id)
         if arguments.command == "export":
             folder = arguments.to or arguments.out / f"export-{arguments.format}"

@@ -192,12 +192,12 @@ def plant(run: Run, tasks: dict[str, list[tuple[str, str, str]]]):
     """Fill the run folder: for each instruction, its samples as (response, tests, outcome)."""
     rows = {stage: [] for stage in ("seeds", "concepts", "instructions", "responses", "executions")}
     for n, (instruction, samples) in enumerate(tasks.items()):
-        rows["seeds"].append({"id": f"s{n}", "code": ""})
+        rows["seeds"].append({"id": f"s{n}", "where": "m.py:1", "code": "half a pair \ud800"})
         rows["concepts"].append({"id": f"c{n}", "seed_id": f"s{n}", "concepts": []})
         drawn = {"category": "function", "difficulty": "easy"}
         rows["instructions"].append({"id": f"i{n}", "concepts_id": f"c{n}", "instruction": instruction, **drawn})
         for k, (response, tests, outcome) in enumerate(samples):
-            rows["responses"].append({"id": f"r{n}_{k}", "instruction_id": f"i{n}", "response": response, "tests": tests})
+            rows["responses"].append({"id": f"r{n}_{k}", "instruction_id": f"i{n}", "sample": k, "response": response, "tests": tests})
             reject = {} if outcome == "passed" else {"reject": outcome}
             rows["executions"].append({"id": f"e{n}_{k}", "response_id": f"r{n}_{k}", "outcome": outcome, **reject})
     for stage, lines in rows.items():
@@ -254,7 +254,7 @@ def test_consensus_keeps_the_response_that_its_siblings_agree_with(model, tmp_pa
     assert run.path("sft").read_bytes() == chosen and run.path("agreement").read_bytes() == verdicts, "a verdict is given once"
 
 
-def test_other_recipes_choose_other_responses_and_as_many(model, tmp_path):
+def test_other_recipes_choose_other_responses_and_as_many(model, tmp_path, command):
     """Twelve tasks of three responses each, of which the first passes in every second task, and one is the sandbox's own fault."""
     out = tmp_path / "recipes"
     run = open_run(out, {"model": model, "held_out": 0.4, "test_in_instruction": 1.0}, {})
@@ -282,6 +282,11 @@ def test_other_recipes_choose_other_responses_and_as_many(model, tmp_path):
     assert held_out.isdisjoint(row["instruction_id"] for examples in chosen.values() for row in examples)
     for row in itertools.chain.from_iterable(chosen.values()):  # a test is shown only if the response passes it
         assert row["instruction"].endswith(row["tests"]) == (outcomes[row["response_id"]] == "passed")
+    example = chosen["passing"][0]
+    traced = command("selfcodealign.py", "trace", out, example["id"])
+    assert traced.returncode == 0, traced.stderr
+    for text in (f"{example['response_id']}  passed; kept", example["response"], "half a pair"):
+        assert text in traced.stdout
     scored = {row["instruction"] for row in read_rows(out / "heldout.jsonl")}
     assert not any("assert" in instruction for instruction in scored)
 
