@@ -238,7 +238,8 @@ def table(folders: list[Path], out: Path | None = None):
     for first, *others in cells:
         print("| " + " | ".join([first, *(cell.rjust(14) for cell in others)]) + " |")
     if out:
-        write_page(out, "table", {"suites": names, "rows": rows})
+        highest = {name: max(row["scores"][name]["interval"][1] for row in rows if name in row["scores"]) for name in names}
+        write_page(out, "table", {"suites": names, "rows": rows, "highest": highest})
 
 
 def write_page(out: Path, name: str, contents: dict):

@@ -13,7 +13,7 @@ source environment.sh
 
 MODEL=${MODEL-models/smollm2-135m}
 OUT=${OUT-runs/t9}
-SEEDS=${SEEDS-0 1}
+SEEDS=${SEEDS-0 1} # of the training
 PROMPT=${PROMPT-auto}
 SOURCE=${SOURCE-$(python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')} # the installed packages
 # For the embedded model, as run.sh: easy tasks, and steps that a few dozen examples need.
@@ -21,6 +21,7 @@ GENERATE=${GENERATE---limit 800 --samples 5 --temperature 0.2 --max-tokens 256 -
     --concept-shots 4 --instruction-shots 4 --response-shots 3}
 TRAIN=${TRAIN---epochs 3 --batch-size 8 --lr 2e-5 --precision mixed}
 EVALUATE=${EVALUATE---max-tokens 384}
+BENCHMARKS=${BENCHMARKS-humaneval mbpp self}
 [ "$MODEL" != models/smollm2-135m ] || python embedded.py "$MODEL"
 
 python selfcodealign.py run --model "$MODEL" --source "$SOURCE" --out "$OUT" --held-out 0.2 --test-in-instruction 0 $GENERATE
@@ -34,7 +35,7 @@ for recipe in passing random-subset failing; do
         models+=("$OUT/model-$name") folders+=("$OUT/$name") prompts+=(auto)
     done
 done
-python eval.py --model "${models[@]}" --prompt "${prompts[@]}" --benchmark humaneval mbpp self --data "$OUT/heldout.jsonl" \
+python eval.py --model "${models[@]}" --prompt "${prompts[@]}" --benchmark $BENCHMARKS --data "$OUT/heldout.jsonl" \
     --out "${folders[@]}" $EVALUATE
 for folder in "${folders[@]:1}"; do
     python eval.py --compare "$OUT/base" "$folder" --flagged "$OUT/funnel.json" --out "$OUT/compare-$(basename "$folder")"
