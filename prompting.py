@@ -20,16 +20,25 @@ def python_code(text: str) -> str:
     return "\n\n".join(re.findall(r"^```(?:python|py)[ \t]*\n(.*?)^```", text, re.MULTILINE | re.DOTALL)).strip()
 
 
+def code_lines(code: str) -> list[str]:
+    """The lines as the parser counts them: `splitlines` would split at a form feed, too."""
+    return re.split(r"\r\n|\r|\n", code)
+
+
 def runnable_code(response: str) -> str:
     """The code of a response as it is executed: without a `__main__` block where it reads `input`, which the sandbox does not give."""
     code = python_code(response)
     if re.search(r"\binput\s*\(", code):
-        lines = code.splitlines()
+        lines = code_lines(code)
         for node in reversed(ast.parse(code).body):
-            if isinstance(node, ast.If) and "__name__" in ast.unparse(node.test):
+            if is_main_block(node):
                 del lines[node.lineno - 1 : node.end_lineno]
         code = "\n".join(lines)
     return code
+
+
+def is_main_block(node: ast.stmt) -> bool:
+    return isinstance(node, ast.If) and any(isinstance(part, ast.Name) and part.id == "__name__" for part in ast.walk(node.test))
 
 
 def program(code: str, tests: str) -> str:

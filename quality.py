@@ -18,7 +18,7 @@ from collections.abc import Hashable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from prompting import program, python_code, runnable_code
+from prompting import is_main_block, program, python_code, runnable_code
 from rows import digest, progress, read_rows
 from sandbox import Sandbox
 
@@ -39,11 +39,11 @@ OTHER_OPERATOR = {
 def mutants(code: str, limit: int, seed: int) -> list[str]:
     """At most `limit` different mutants of the code, drawn with the seed. Raises SyntaxError."""
     tree = ast.parse(code)
-    tree.body = [node for node in tree.body if not (isinstance(node, ast.If) and "__name__" in ast.unparse(node.test))]
+    tree.body = [node for node in tree.body if not is_main_block(node)]
     try:
         made = dict.fromkeys(all_mutants(tree, tree))
         made.pop(ast.unparse(tree), None)
-    except RecursionError:  # nested too deep to be written
+    except (RecursionError, ValueError):  # nested too deep to be written again, or with what Python 3.11 cannot write in an f-string
         return []
     return sorted(made, key=lambda mutant: digest(seed, "mutant", mutant))[:limit]
 
@@ -148,7 +148,7 @@ def count_asserts(tests: str) -> tuple[int, int]:
     ]
     try:
         return len(asserts), len(set(map(ast.unparse, asserts)))
-    except RecursionError:  # nested too deep to be written again: as they stand
+    except (RecursionError, ValueError):  # cannot be written again: as they stand
         return len(asserts), len({ast.get_source_segment(tests, node) for node in asserts})
 
 

@@ -106,9 +106,12 @@ def read_config(folder: Path) -> dict:
 
 def read_object(path: Path) -> dict:
     try:
-        return json.loads(path.read_text()) if path.exists() else {}
+        found = json.loads(path.read_text()) if path.exists() else {}
     except ValueError as error:
         raise BadInput(f"{path}: {error}") from None
+    if not isinstance(found, dict):
+        raise BadInput(f"{path}: not a JSON object")
+    return found
 
 
 LENGTHS = {  # what is counted, and of what

@@ -64,9 +64,12 @@ class KeptRows:
 
     def __init__(self, path: Path):
         self.places = {row["id"]: place for place, row in read_places(path) if "reject" not in row}
+        self.path = path
         self.file = path.open("rb") if path.exists() else None
 
     def __getitem__(self, row_id: str) -> dict:
+        if row_id not in self.places:
+            raise BadInput(f"{self.path} has no row {row_id}, which a later stage was made from")
         self.file.seek(self.places[row_id])
         return json.loads(self.file.readline())
 

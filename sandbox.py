@@ -424,15 +424,19 @@ class Worker:
             shutil.rmtree(self.scratch, ignore_errors=True)
 
 
+def check_limits(workers, timeout, memory_mb):
+    if workers < 1 or not 0 < timeout < 86400 or memory_mb < 128:
+        raise SandboxError(f"needs workers >= 1 (not {workers}), 0 < timeout < 86400 seconds (not {timeout:g}) "
+                           f"and memory >= 128 MB (not {memory_mb})")
+
+
 class Sandbox:
     """Workers that run programs, each program in a fresh process behind all the layers that work here (see `protection`)."""
 
     def __init__(self, workers=None, timeout=10.0, memory_mb=4096, without=()):
         """`without`: layers to leave out ("namespaces" or names of PROGRAM_LAYERS), to measure or test what remains."""
         workers = len(os.sched_getaffinity(0)) if workers is None else workers
-        if workers < 1 or not 0 < timeout < 86400 or memory_mb < 128:
-            raise SandboxError(f"needs workers >= 1 (not {workers}), 0 < timeout < 86400 seconds (not {timeout:g}) "
-                               f"and memory >= 128 MB (not {memory_mb})")
+        check_limits(workers, timeout, memory_mb)
         settings = {"timeout": timeout, "memory_mb": memory_mb, "folder": tempfile.gettempdir(),
                     "without": dict.fromkeys(without, "switched off by the caller")}
         first = Worker(settings)

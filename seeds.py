@@ -42,6 +42,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from containment import PR_SET_PDEATHSIG, prctl
+from prompting import code_lines
 from rows import BadInput, digest, draw
 
 MAX_LINES = 150  # appendix B
@@ -181,7 +182,7 @@ def functions(where: str, text: str, home: str = "") -> list[dict]:
             module = ast.parse(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return [{"where": where, "reject": "syntax_error"}]
-    lines = re.split(r"\r\n|\r|\n", text)  # as the parser counts them: splitlines() would split at a form feed, too
+    lines = code_lines(text)
     imports, project = imported_names(module), {home, *Path(where).parts[:-1]}
     rows = []
     for node in module.body:
@@ -223,8 +224,11 @@ def returns_value(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
 
 
 def means_the_same_anywhere(decorator: ast.expr, imports: dict[str, list[str]]) -> bool:
-    """Whether a decorator is of the standard library."""
-    names = free_names(ast.unparse(decorator))
+    """Whether a decorator is of the standard library; not one that Python cannot write again."""
+    try:
+        names = free_names(ast.unparse(decorator))
+    except (RecursionError, ValueError):
+        return False
     return all(name in imports and package(chosen(imports[name])) in sys.stdlib_module_names for name in names)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 import quality
 from decontamination import Decontaminator, Finding
-from prompting import Layout, program, python_code, runnable_code
+from prompting import Layout, code_lines, program, python_code, runnable_code
 from recipes import UNTESTED
 from rows import Appender, BadInput, KeptRows, digest, draw, progress, read_rows, replacing, row_id
 from sandbox import OUTCOMES, Sandbox
@@ -68,7 +68,7 @@ def short_test(tests: str) -> str | None:
     for statement in ast.parse(code).body:
         if statement.end_lineno <= 5 and isinstance(statement, ast.Assert):
             end = statement.end_lineno
-    return "\n".join(code.splitlines()[:end]) if end else None
+    return "\n".join(code_lines(code)[:end]) if end else None
 
 
 # -------------------------------------------------------------------------------------------------------------------- filters
@@ -130,7 +130,10 @@ class NearDuplicates:
 
 
 class Filters:
-    """What an example must be, given those already kept. Calling it gives {"reject": reason, ...}, or {} and the example is kept."""
+    """What an example must be, given those already kept. Calling it gives {"reject": reason, ...}, or {} and the example is kept.
+
+    One that is kept here and turns out to solve a benchmark's task afterwards still counts: what is like it is left out, too.
+    """
 
     def __init__(self, decontaminator: Decontaminator):
         self.decontaminator = decontaminator
@@ -187,14 +190,14 @@ def defined_names(code: str) -> tuple[list[str], list[str]]:
 
 
 def bare_code(code: str) -> str:
-    """`code` without comments and docstrings; as it is where it is nested too deep to be written again."""
+    """`code` without comments and docstrings; as it is where Python cannot write it again: nested too deep, or an odd f-string."""
     tree = ast.parse(code)
     for node in ast.walk(tree):
         if isinstance(node, (ast.Module, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)) and ast.get_docstring(node) is not None:
             node.body = node.body[1:] or [ast.Pass()]
     try:
         return ast.unparse(tree)
-    except RecursionError:
+    except (RecursionError, ValueError):
         return code
 
 
@@ -292,7 +295,7 @@ def select(run: "Run", choice: str = "passing"):
 def most_examples(run: "Run", choice: str) -> float:
     """How many examples are wanted: as many as of the set that this one is compared with, if it is with one."""
     folder = run.folder if choice in ("random-subset", "failing") else run.settings.match
-    if folder is None:
+    if not folder:
         return math.inf
     if not (Path(folder) / "sft.jsonl").is_file():
         raise BadInput(f"{folder} has no sft.jsonl to match in size: `select` makes it")
@@ -307,6 +310,8 @@ def held_out_elsewhere(run: "Run", choice: str) -> Iterator[dict]:
     """The held-out examples that this set will be scored on beside another: nothing like them may be learned."""
     folders = {run.settings.match, run.settings.instructions_from} | ({str(run.folder)} if choice != "passing" else set())
     for folder in sorted(filter(None, folders)):
+        if not (Path(folder) / "heldout.jsonl").is_file():
+            raise BadInput(f"{folder} has no heldout.jsonl: which tasks it is scored on is not known before `select` has run there")
         yield from read_rows(Path(folder) / "heldout.jsonl")
 
 

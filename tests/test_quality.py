@@ -25,6 +25,7 @@ STRONG = WEAK + "\nassert clamp(-3) == 0\nassert clamp(99) == 10\nassert clamp(1
 
 
 DEEP = "x = " + " + ".join(["1"] * 1500)  # Python parses it, and ast.unparse gives up
+ODD = "x = f\"{'\u00a0'.strip()}\""  # the same
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +54,7 @@ def test_mutants_are_different_parse_and_are_drawn_with_the_seed():
     drawn = mutants(CODE, 3, 1)
     assert drawn == mutants(CODE, 3, 1) != mutants(CODE, 3, 2) and set(drawn) < set(every)
     assert mutants("import math", 9, 0) == []
-    assert mutants(DEEP, 9, 0) == []
+    assert mutants(DEEP, 9, 0) == mutants(ODD, 9, 0) == []
 
 
 def test_strong_tests_kill_more_than_weak_ones_and_tests_of_nothing_none(box):

@@ -20,8 +20,9 @@ from prompting import CHANGES, LAYOUTS, python_code, runnable_code
 from recipes import RECIPES, stages
 from report import funnel
 from rows import BadInput, read_rows, replacing, row_id
+from sandbox import SandboxError
 from selection import Filters, NearDuplicates, short_test, split_response
-from selfcodealign import CHOICES, Run, draw_deck, open_run, select, share_of_yes
+from selfcodealign import CHOICES, Meanwhile, Run, draw_deck, open_run, select, share_of_yes
 
 TICKS = "```"
 
@@ -69,6 +70,8 @@ def test_a_main_block_goes_only_where_the_code_reads_input():
     response = fenced(f"def f():\n    return 1\n\n{block}y = 2")
     assert runnable_code(response) == "def f():\n    return 1\n\ny = 2"
     assert runnable_code(response.replace("input()", "2")) == python_code(response.replace("input()", "2"))
+    fed = fenced(f"page = 'a\u2028b'\n\f\ndef f():\n    return 1\n\n{block}y = 2")  # what splitlines() takes for more lines
+    assert runnable_code(fed) == "page = 'a\u2028b'\n\f\ndef f():\n    return 1\n\ny = 2"
 
 
 def test_the_test_for_an_instruction_is_the_beginning_up_to_an_assert_within_five_lines():
@@ -106,6 +109,9 @@ def test_each_planted_row_is_rejected_for_its_reason_and_no_clean_one_is():
     assert reject_reason(words(0), response(30)) == "same_instruction"
     assert reject_reason(words(31), "  " + response(0)) == "same_response"
     assert reject_reason(words(32), response(32, name="f3")) == "same_function_names"
+    classes = [words(3000 + n) + "\n" + fenced(f"class Same:\n    x = {n}") for n in range(2)]
+    assert reject_reason(words(50), classes[0]) is None and reject_reason(words(51), classes[1]) == "same_class_names"
+    assert reject_reason(words(52), fenced("s = f\"{'\u00a0'.strip()}\"")) is None, "ast.unparse of Python 3.11 gives up on it"
     assert reject_reason(words(33, 201), response(33)) == "long_instruction"
     assert reject_reason("benchmark text " + words(34), response(34)) == "benchmark_substring"
     assert reject_reason(words(4) + " indeed", response(35)) == "near_duplicate_instruction"
@@ -291,10 +297,55 @@ def test_other_recipes_choose_other_responses_and_as_many(model, tmp_path, comma
     assert not any("assert" in instruction for instruction in scored)
 
     other = open_run(tmp_path / "other", {"model": model, "match": str(out), "test_in_instruction": 0.0}, {})
-    plant(other, {f"{task} indeed": samples for task, samples in tasks.items()})
+    more = {words(50 + n): [sample_of(50 + n, 0)] for n in range(1, 13, 2)}
+    plant(other, {f"{task} indeed": samples for task, samples in (tasks | more).items()})
     select(other)
     learned = {row["instruction"].removesuffix(" indeed") for row in read_rows(other.path("sft"))}
     assert len(learned) == len(chosen["passing"]) and learned.isdisjoint(scored), "what another set is scored on is not learned"
+    fates = [row.get("reject") for row in read_rows(other.path("selection"))]
+    assert fates.count("enough") == 6 and fates.count("same_response") == len(scored)
+
+
+def sleepers(count: int) -> dict:
+    """Tasks of one response each, every second of which fails, after a moment."""
+    response = fenced("import time\ntime.sleep(0.1)\ndef f():\n    return 1")
+    return {words(n): [(response, fenced(f"assert f() == {1 + n % 2}"), "passed")] for n in range(count)}
+
+
+def test_execution_killed_midway_goes_on_and_judges_each_response_once(model, tmp_path):
+    run = open_run(tmp_path / "run", {"model": model}, {})
+    plant(run, sleepers(60))
+    path = run.path("executions")
+    path.unlink()
+    run.lock.close()
+    command = [sys.executable, ROOT / "selfcodealign.py", "execute", "--out", run.folder]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not (path.exists() and path.stat().st_size):
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    done = len(list(read_rows(path)))
+    with path.open("ab") as file:
+        file.write(b'{"id": "torn')
+    subprocess.run(command, cwd=ROOT, check=True, timeout=120, stdout=subprocess.DEVNULL)
+    outcomes = {row["response_id"]: row["outcome"] for row in read_rows(path)}
+    assert 0 < done < 60 == len(list(read_rows(path)))
+    assert outcomes == {f"r{n}_0": "failed" if n % 2 else "passed" for n in range(60)}
+
+
+def test_responses_are_executed_while_an_engine_elsewhere_goes_on(model, tmp_path):
+    run = open_run(tmp_path / "run", {"model": model}, {})
+    plant(run, sleepers(10))
+    run.path("executions").unlink()
+    run.engine = argparse.Namespace(on_cpu=False)
+    with Meanwhile(run) as meanwhile:
+        for row in run.kept("responses"):
+            meanwhile.add(row)
+    assert (meanwhile.executed, meanwhile.passed, str(meanwhile)) == (10, 5, ", executed 10, passed 50%")
+    run.settings.memory_mb = 1  # no sandbox can be had: the problem is not lost, and nothing waits for ever
+    with pytest.raises(SandboxError), Meanwhile(run) as meanwhile:
+        for row in run.kept("responses"):
+            meanwhile.add(row)
 
 
 def test_settings_that_do_not_fit_together_are_refused_and_leave_no_run(model, tmp_path):
@@ -305,11 +356,19 @@ def test_settings_that_do_not_fit_together_are_refused_and_leave_no_run(model, t
         ({"layout": "tags,headings"}, "--layout takes"),
         ({"recipe": "oss-instruct", "instructions_from": str(origin)}, "makes its own instructions"),
         ({"source": "stdlib", "instructions_from": str(origin)}, "no --source"),
+        ({"limit": 3, "instructions_from": str(origin)}, "no --limit"),
         ({"instructions_from": str(origin)}, "has no seeds.jsonl"),
+        ({"match": str(origin)}, "no finished run"),
+        ({"match": str(tmp_path / "run")}, "another run"),
+        ({"difficulties": "medium"}, "--concept-shots 8"),
+        ({"temperature": -0.1}, "--temperature takes"),
+        ({"held_out": 1.5}, "--held-out takes"),
         ({"recipe": "evol-instruct"}, "needs --instructions-from"),
     ]:
         with pytest.raises(BadInput, match=says):
             open_run(tmp_path / "run", {"model": model} | given, {})
+    with pytest.raises(SandboxError, match="memory"):
+        open_run(tmp_path / "run", {"model": model, "memory_mb": 64}, {})
     assert not (tmp_path / "run").exists()
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / ".lock").touch()  # killed before its settings were written
@@ -390,11 +449,11 @@ from pathlib import Path
 import selfcodealign as s
 from rows import read_rows
 out = Path({str(tmp_path)!r})
-given = dict(model={model!r}, limit=3, judge=0.0, samples=1, max_tokens=160, decks=1, temperature=0.2,
-             concept_shots=2, instruction_shots=2, difficulties="easy", categories="function")
+given = dict(model={model!r}, samples=1, max_tokens=160, decks=1, temperature=0.2, difficulties="easy", categories="function")
+own = dict(source={str(source)!r}, limit=3, judge=0.0, concept_shots=2, instruction_shots=2)
 engine = s.start_engine({model!r}, 4096)
 for recipe in s.RECIPES:
-    more = dict(instructions_from=str(out / "selfcodealign")) if recipe == "evol-instruct" else dict(source={str(source)!r})
+    more = dict(instructions_from=str(out / "selfcodealign")) if recipe == "evol-instruct" else own
     run = s.open_run(out / recipe, given | more | dict(recipe=recipe), {{}})
     run.engine = engine
     s.run_stages(run, s.STAGES)
