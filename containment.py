@@ -23,7 +23,7 @@ import tempfile
 
 FILE_MB = 256  # the largest file, and the size of the private /tmp (it is RAM)
 OPEN_FILES = 256
-PROCESSES = 256  # and threads; set where they are counted alone: under an own user id or, from Linux 5.14, in an own user namespace
+PROCESSES = 256  # and threads; set where they are counted alone: under a user id of its own or, from Linux 5.14, in a user namespace
 STACK_MB = 64
 
 SYSTEM_FOLDERS = "/usr /bin /sbin /lib /lib32 /lib64 /etc /nix /sys/devices/system/cpu".split()
@@ -32,7 +32,7 @@ DEVICES = "/dev/null /dev/zero /dev/full /dev/random /dev/urandom".split()
 libc = ctypes.CDLL(None, use_errno=True)
 
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 1, 4, 22, 36, 38
-MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND, MS_REC, MS_PRIVATE = 1, 2, 4, 8, 4096, 16384, 1 << 18
+MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND, MS_REC, MS_PRIVATE = 2, 4, 8, 4096, 16384, 1 << 18
 MNT_DETACH, AT_FDCWD, AT_RECURSIVE, MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID = 2, -100, 0x8000, 1, 2
 CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC, CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = (
     0x20000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 0x40000000)
@@ -194,12 +194,12 @@ def landlock_version():
 
 
 def landlock_rules(folders, scratch):
-    """A ruleset (a descriptor): read the readable folders, write the scratch folder and the devices, no TCP where there is no network
-    namespace is left to seccomp; signals and abstract sockets only inside."""
+    """A ruleset (a descriptor): read the readable folders, write the scratch folder and the devices; from version 6 on, signals and
+    abstract sockets only inside. TCP is left to seccomp."""
     version = landlock_version()
     rights = (1 << {1: 13, 2: 14, 3: 15, 4: 15}.get(version, 16)) - 1
     execute, write_file, read_file, read_folder, truncate, device_calls = 1, 2, 4, 8, 1 << 14, 1 << 15
-    scopes = 3 if version >= 6 else 0
+    scopes = 3 if version >= 6 else 0  # LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET | LANDLOCK_SCOPE_SIGNAL
     attributes = struct.pack("QQQ", rights, 0, scopes)[: 24 if scopes else 8]
     rules = call(libc.syscall, SYS_LANDLOCK_CREATE, attributes, ctypes.c_size_t(len(attributes)), 0)
     granted = {path: execute | read_file | (read_folder if os.path.isdir(path) else 0) for path in folders + ["/proc"]}
@@ -234,7 +234,8 @@ def bpf(code, value, if_true=0, if_false=0):
 
 
 def refuse_if(number, argument, test, value):
-    return [bpf(BPF_EQUAL, number, 0, 4), bpf(BPF_LOAD, 16 + 8 * argument), bpf(test, value, 0, 1), bpf(BPF_RETURN, REFUSE), bpf(BPF_LOAD, 0)]
+    the_argument = [bpf(BPF_LOAD, 16 + 8 * argument), bpf(test, value, 0, 1), bpf(BPF_RETURN, REFUSE)]
+    return [bpf(BPF_EQUAL, number, 0, 4), *the_argument, bpf(BPF_LOAD, 0)]
 
 
 def refuse_unless(number, argument, values):
@@ -278,10 +279,10 @@ PROGRAM_LAYERS = {  # in the order in which a forked program puts them on
 }
 PROPERTIES = {  # property -> the layers that give it, and how
     "limits": {"limits": "CPU time, address space, file size, open files, processes, no core files (rlimits)"},
-    "processes": {"namespaces": "sees and signals only its own (PID namespace)", "user": "an own user id",
+    "processes": {"namespaces": "sees and signals only its own (PID namespace)", "user": "its own user id",
                   "landlock signals": "signals stay inside (landlock)"},
-    "files": {"namespaces": "an own read-only root with a private /tmp (mount namespace)", "landlock": "an allow-list of folders (landlock)",
-              "user": "an own user id"},
+    "files": {"namespaces": "its own read-only root with a private /tmp (mount namespace)",
+              "landlock": "an allow-list of folders (landlock)", "user": "its own user id"},
     "network": {"namespaces": "loopback only (network namespace)", "seccomp": "no foreign socket families (seccomp)"},
     "privileges": {"privileges": "no capabilities, no new privileges"},
     "system calls": {"seccomp": "no ptrace, namespaces, bpf, io_uring, keys or System V IPC (seccomp)"},

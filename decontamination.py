@@ -40,9 +40,9 @@ from typing import NamedTuple
 from rows import BadInput
 from sandbox import Sandbox
 
-# Measured on 7,102 docstrings and 16,407 functions of the standard library and 36,350 of scientific packages. They hold one needle of 12
-# characters or more, of 23 (Euclid's algorithm). They overlap in one library docstring, which is a task's wording nearly word for word, and
-# in one more function. Of the wordings, 91 % are found with one in 20 words replaced at random, 76 % with one in 10. Without the least
+# Measured on 7,102 docstrings and 16,407 functions of the standard library and 36,350 of scientific packages. Of needles of 12 characters or
+# more, one stands in them, Euclid's algorithm with 23. Six-grams overlap with one docstring, which is a task's wording nearly word for word,
+# and with one function. Of the wordings, 91 % are found with one in 20 words replaced at random, 76 % with one in 10. Without the least
 # number of six-grams, short solutions overlap with 17 more innocent functions and with 8 of 538 responses instead of none.
 MIN_NEEDLE = 30
 NGRAM, MIN_SHARED, MIN_SHARE = 6, 4, 0.3
@@ -147,8 +147,9 @@ class Finding(NamedTuple):
 class Decontaminator:
     """Finds benchmark tasks in texts; `coverage` says in one line what it searches."""
 
-    def __init__(self, folder: str | None = os.environ.get("BENCHMARKS_PATH")):
-        tasks, covered, missing = [], [], []
+    def __init__(self, folder: str | None = None):
+        """`folder` holds further benchmarks (default: BENCHMARKS_PATH)."""
+        folder, tasks, covered, missing = folder or os.environ.get("BENCHMARKS_PATH"), [], [], []
         for name in OVERRIDES:
             try:
                 tasks += load_benchmark(name)[0].items()
@@ -176,13 +177,13 @@ class Decontaminator:
 
     def contaminated_by(self, text: str) -> Finding | None:
         """The task that stands in `text`, or whose wording or solution stands there in large part."""
-        task, share = self.nearest(text)
         haystack = normalise(text)
         for start in range(len(haystack) - MIN_NEEDLE + 1):
             if beginning_alike := self.needles.get(haystack[start : start + MIN_NEEDLE]):
                 for needle, task_id in beginning_alike.items():
                     if haystack.startswith(needle, start):
                         return Finding("substring", task_id, 1.0)
+        task, share = self.nearest(text)
         return Finding("overlap", task, share) if share >= MIN_SHARE else None
 
     def nearest(self, text: str) -> tuple[str | None, float]:

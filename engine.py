@@ -73,6 +73,7 @@ def stream(engine, requests: Iterable[Request]) -> Iterator[tuple[Request, Compl
 
 
 def check_model(model: str):
+    """Refuse a name that is neither a checkpoint folder nor a hub id. Raises BadInput."""
     if Path(model).is_dir():
         if not (Path(model) / "config.json").is_file():
             raise BadInput(f"{model} is not a checkpoint folder: it holds no config.json")
@@ -169,8 +170,6 @@ class InProcess:
 
 class WorkerProcesses:
     """`count` InProcess engines, each in a child process with its own GPUs (or its share of the cores), fed from one queue."""
-
-    window = WINDOW
 
     def __init__(self, count: int, model: str, context: int, tensor_parallel: int, max_num_seqs: int | None):
         import torch

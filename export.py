@@ -1,11 +1,11 @@
-"""Hand the data of a run on: a folder that `datasets.load_dataset` reads as it is, and a card that says how the data was made.
+"""Export a run's data: a folder that `datasets.load_dataset` reads as it is, and a card that says how the data was made.
 
     python selfcodealign.py export --out runs/first --format parquet       train.parquet: every column of sft.jsonl
     python selfcodealign.py export --out runs/first --format messages      train.jsonl: {"id", "messages"}, as chat trainers take it
 
 The folder, `--to DIR` or export-FORMAT in the run folder, appears when it is whole. Its README.md is the card, with the header that the
-hub understands. The licence is `unknown` unless `--license` gives one: seeds keep the licence of the code they come from, and nothing in a run
-says what that is.
+hub understands. The licence is `unknown` unless `--license` gives one: seeds keep the licence of the code they come from, and nothing in
+a run says what that is.
 """
 
 import itertools
@@ -21,7 +21,7 @@ from report import funnel, read_config, table, whole
 from rows import BadInput, read_rows
 
 COLUMNS = {
-    "id": "of the example, made from its content",
+    "id": "of the example, made from that of its response",
     "instruction": "the task, as the model wrote it; followed by a test where `test_in_instruction` says so",
     "response": "reasoning and code, as the model wrote it",
     "tests": "written by the model together with the response; empty where the recipe asks for none",
@@ -55,7 +55,8 @@ def export(run_folder: Path, out: Path, format: str, license: str = "unknown") -
             folder.mkdir()
             file, write = FORMATS[format]
             examples = write(read_examples(source), folder / file)
-            (folder / "README.md").write_text(card(run_folder, run_folder.resolve().name, file, columns, examples, license), encoding="utf-8")
+            text = card(run_folder, run_folder.resolve().name, file, columns, examples, license)
+            (folder / "README.md").write_text(text, encoding="utf-8")
             os.replace(folder, out)
     except OSError as error:
         raise BadInput(f"cannot write to {out}: {error}") from None

@@ -113,13 +113,13 @@ class Score(NamedTuple):
 
 
 def mutation_score(
-    sandbox: Sandbox, examples: Iterable[tuple[str, str, str]], limit: int = 20, seed: int = 0
+    sandbox: Sandbox, examples: Iterable[tuple[str, str, str]], limit: int = MUTANTS
 ) -> Iterator[tuple[str, Score]]:  # fmt: skip
     """For each (id, code, tests): the id and how many mutants of the code its tests kill, in the order given, as they are done."""
 
     def programs() -> Iterator[tuple[str, str]]:
         for example_id, code, tests in examples:
-            versions = [code, *mutants(code, limit, seed)]
+            versions = [code, *mutants(code, limit, 0)]
             waiting[example_id] = [len(versions), []]
             for number, version in enumerate(versions):
                 yield (example_id, number), program(version, tests)
@@ -203,7 +203,7 @@ def measure(sandbox: Sandbox, folder: Path) -> dict:
     rows = heapq.nsmallest(EXAMPLES, read_rows(folder / "sft.jsonl"), key=lambda row: digest("quality", row["id"]))
     examples = [(row["id"], runnable_code(row["response"]), python_code(row["tests"])) for row in rows if row["tests"]]
     asserts = [count_asserts(tests) for _, _, tests in examples]
-    scores = mutation_score(sandbox, examples, MUTANTS)
+    scores = mutation_score(sandbox, examples)
     scores = [score for _, score in progress(scores, total=len(examples), desc="quality", unit="example") if score.mutants]
     pairs = agreeing = 0
     groups = several_passing(folder)

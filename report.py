@@ -1,6 +1,6 @@
 """The funnel of a run: what went into each stage, what came out, and why the rest did not.
 
-    python selfcodealign.py report --out runs/first      writes funnel.json and report.html, as every other command does at its end
+    python selfcodealign.py report --out runs/first      writes funnel.json and report.html, as every command that runs a stage does at its end
 
 `funnel` counts the rows on disk, so it is true at any moment of a run, an interrupted one included. It reads each file once and keeps
 no more than counters and a few examples, however many rows there are; what links one row to another goes into a temporary database.
@@ -20,6 +20,7 @@ import jinja2
 from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.stats import binomtest
 
+from prompting import DIFFICULTIES
 from recipes import UNTESTED, stages
 from rows import BadInput, read_rows, write_atomically
 
@@ -96,7 +97,7 @@ def funnel(folder: Path) -> dict:
 
 def from_easy_to_hard(task: tuple[str, str]) -> tuple[str, int]:
     category, difficulty = task
-    return category, "easy medium hard".find(difficulty)
+    return category, DIFFICULTIES.index(difficulty) if difficulty in DIFFICULTIES else -1
 
 
 def read_config(folder: Path) -> dict:
@@ -232,7 +233,7 @@ def advice(counts: dict) -> list[str]:
     quality = counts["quality"]
     if quality.get("mutants") and quality["killed"] < WEAK_TESTS * quality["mutants"]:
         killed = f"{quality['killed'] / quality['mutants']:.0%}"
-        worst.append(f"tests: they notice {killed} of small mistakes in the code; read some, and give few-shot examples with stricter tests")
+        worst.append(f"tests: they notice {killed} of small mistakes in the code; read some, and give stricter few-shot examples")
     return worst
 
 

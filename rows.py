@@ -76,9 +76,6 @@ class KeptRows:
     def __iter__(self) -> Iterator[str]:
         return iter(self.places)
 
-    def __contains__(self, row_id: str) -> bool:
-        return row_id in self.places
-
 
 class Appender:
     """Appends rows to a JSON Lines file, each written whole before the next; `ids` are those already on disk.

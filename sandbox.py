@@ -18,8 +18,8 @@ proven reached: sys.exit, os._exit, a closed descriptor; so also a program whose
 
 Covered, each layer where the kernel and the rights allow it (--check says which):
   * limits on CPU time, address space, file size, open files, processes; the memory of the whole tree is watched as well;
-  * an own root of read-only system folders and this Python, with a private /tmp that is emptied after each program;
-  * own process, network (loopback only) and IPC namespaces; every process of the program is killed, daemons included;
+  * its own root of read-only system folders and this Python, with a private /tmp that is emptied after each program;
+  * its own process, network (loopback only) and IPC namespaces; every process of the program is killed, daemons included;
   * an unprivileged user id of its own (as root), no capabilities, landlock, a seccomp list of calls that only attacks need;
   * a fixed environment, no inherited descriptors, empty stdin, output to /dev/null (so it can neither fill a disk nor block);
   * time spent waiting for a core that others use does not count against the time limit (up to 4x the limit).

@@ -14,8 +14,8 @@ in `reject`:
 A seed is the function with the imports it needs, taken from its file. Decorators are left out, as in the paper's data, where nearly
 all of them bind a function to its project; those of the standard library stay.
 
-Differs from the paper: the type checker is Pyrefly instead of Pyright, several times faster, without node, and of another verdict on
-about 2 % of the functions that reach it (tests/bench_seeds.py). A name that neither the function nor its file's imports
+Differs from the paper: the type checker is Pyrefly instead of Pyright, several times faster, without node; it judges differently about
+2 % of the functions that reach it (tests/bench_seeds.py). A name that neither the function nor its file's imports
 define (`undefined_name`), and an import of its own project's modules or of private names (`project_import`), are refused first: such a
 function does not stand alone even where it type-checks, since its project is installed.
 """

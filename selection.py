@@ -41,7 +41,7 @@ def split_response(text: str, layout: Layout) -> dict:
 
 
 def malformed_code(text: str) -> str | None:
-    """Why the fenced code of `text` is none to keep."""
+    """Why the fenced code of `text` is not kept, None if it is."""
     code = python_code(text)
     if not code:
         return "no_code_block"
@@ -346,20 +346,20 @@ def solved_benchmarks(run: "Run", response_ids: list[str], responses: KeptRows) 
     decontaminator = run.decontaminator
     if not decontaminator.runnable:
         return {}, ""
-    trials = {row_id("benchmarks", decontaminator.coverage, response_id): response_id for response_id in response_ids}
+    attempts = {row_id("benchmarks", decontaminator.coverage, response_id): response_id for response_id in response_ids}
     with Appender(run.path("benchmarks")) as rows, Sandbox(workers=run.settings.workers) as sandbox:
-        waiting = [trial for trial in trials if trial not in rows.ids]
-        codes = ((trial, python_code(responses[trials[trial]]["response"])) for trial in waiting)
+        waiting = [attempt for attempt in attempts if attempt not in rows.ids]
+        codes = ((attempt, python_code(responses[attempts[attempt]]["response"])) for attempt in waiting)
         tried = decontaminator.solved_tasks(sandbox, codes) if waiting else ()
-        for trial, tasks, missing in progress(tried, total=len(waiting), desc="benchmark tasks", unit="response"):
-            rows.append({"id": trial, "response_id": trials[trial], "solves": tasks, "not_tried": missing})
-    solved, incomplete = {}, len(trials)
+        for attempt, tasks, missing in progress(tried, total=len(waiting), desc="benchmark tasks", unit="response"):
+            rows.append({"id": attempt, "response_id": attempts[attempt], "solves": tasks, "not_tried": missing})
+    solved, incomplete = {}, len(attempts)
     for row in read_rows(run.path("benchmarks")):
-        if row["id"] in trials:
+        if row["id"] in attempts:
             incomplete -= not row["not_tried"]
             if row["solves"]:
                 solved[row["response_id"]] = row["solves"]
-    said = f"{len(trials)} responses tried on the inputs of {len(decontaminator.trials)} tasks"
+    said = f"{len(attempts)} responses tried on the inputs of {len(decontaminator.trials)} tasks"
     return solved, said + (f", {incomplete} of them not on all" if incomplete else "")
 
 

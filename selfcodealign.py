@@ -71,7 +71,7 @@ SETTINGS = {  # name: (the paper's value where it has one, what it is)
     "response_shots": (1, "few-shot examples of the step instruction -> response"),
     "categories": ("function,function,class,program", "what a task's category is drawn from"),
     "difficulties": ("easy,medium,hard", "what its difficulty is drawn from; the few-shot examples are of these, too"),
-    "decks": (16, "fixed few-shot draws per step, each prefilled once; 0 draws anew for each prompt, as the paper"),
+    "decks": (16, "fixed few-shot draws per step, each prefilled once; 0 draws anew for each prompt, as in the paper"),
     "layout": ("tags", "of the step instruction -> response: tags, or headings for a base model that does not follow tags"),
     "test_in_instruction": (0.5, "share of the final examples whose instruction shows one of the tests, if it has a short one"),
     "held_out": (0.0, "share of the tasks kept out of sft.jsonl, in heldout.jsonl, to score models on"),
@@ -141,7 +141,7 @@ class Run:
         return Decontaminator()
 
     @functools.cached_property
-    def examples(self) -> list["Example"]:
+    def examples(self) -> list[Example]:
         return wanted_examples(self.settings.categories, self.settings.difficulties)
 
 
@@ -155,7 +155,8 @@ def wanted_examples(categories: str, difficulties: str) -> list[Example]:
 
 
 def open_run(folder: Path, given: dict, engine_options: dict) -> Run:
-    """Start a run folder, or go on with it: what is not given is as recorded, what is given must be as recorded. Raises BadInput."""
+    """Start a run folder, or go on with it: what is not given is as recorded, what is given must be, but for what is
+    ADJUSTABLE. Raises BadInput."""
     given = given | {key: str(Path(given[key]).resolve()) for key in ("instructions_from", "match") if given.get(key)}
     prompts = digest(*(path.read_text() for path in sorted(PROMPTS.rglob("*.md"))))
     config_file = folder / "config.json"
@@ -320,6 +321,10 @@ def generate(
         run.record_seconds(stage)
 
 
+JUDGED = ("insufficient_docstring", "prompt_too_long")  # rejects of the judge: their code passed the check for near-duplicates
+JUDGED_AT_A_TIME = 128  # in their order; more would only be judged in vain once the limit is reached
+
+
 def gather_seeds(run: Run):
     """Paper 2.1 and B: the functions of the source that stand alone, are no near-duplicates, hold no benchmark text, and of which the
     model says that their docstring suffices.
@@ -361,7 +366,7 @@ def clean(run: Run, candidates: Iterator[dict]) -> Iterator[dict]:
     duplicates = NearDuplicates(0.5)
     for row in read_rows(run.path("seeds")):
         if row.get("reject") in (None, *JUDGED):
-            duplicates.is_new(row["code"])
+            duplicates.is_new(row["code"])  # what was kept before a restart counts as seen
     for row in candidates:
         if "reject" not in row:
             if finding := run.decontaminator.contaminated_by(row["code"]):
@@ -369,10 +374,6 @@ def clean(run: Run, candidates: Iterator[dict]) -> Iterator[dict]:
             elif not duplicates.is_new(row["code"]):
                 row["reject"] = "near_duplicate"
         yield row
-
-
-JUDGED = ("insufficient_docstring", "prompt_too_long")  # rejects of the judge, which sees what is no near-duplicate
-JUDGED_AT_A_TIME = 128  # in their order; more would only be judged in vain once the limit is reached
 
 
 def judged(run: Run, candidates: Iterator[dict]) -> Iterator[dict]:

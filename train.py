@@ -5,7 +5,7 @@
 
 The defaults are the paper's recipe. `--out` becomes a checkpoint folder that transformers and vLLM load as it is: safetensors, the
 tokenizer with prompts/chat.jinja as its chat template, and a generation config that stops at the end-of-text token; beside them train.json
-(settings and result), log.jsonl (a row per step) and loss.png. It appears only when training is complete. Until then everything is in
+(the settings), log.jsonl (a row per step) and loss.png. It appears only when training is complete. Until then everything is in
 OUT.unfinished: the same command given again goes on from the last checkpoint there, on any number of GPUs, to the same result.
 
 Where the numbers come from:
@@ -76,7 +76,7 @@ def parse_arguments() -> argparse.Namespace:
     fit = parser.add_argument_group("fit and speed; the result is the same but for rounding")
     fit.add_argument("--pack-tokens", type=int, default=4096, help="tokens per forward pass and GPU, at least --max-length")
     fit.add_argument("--attention", default="packed", help="packed, or one of transformers' own: sdpa, eager, flash_attention_2, ..")
-    fit.add_argument("--recompute", choices=["auto", "on", "off"], default="auto", help="compute activations again instead of keeping them")
+    fit.add_argument("--recompute", choices=["auto", "on", "off"], default="auto", help="gradient checkpointing: activations are computed again, not kept")
     fit.add_argument("--shard", choices=["auto", "on", "off"], default="auto", help="split the weights over the GPUs; auto: by fit")
     fit.add_argument("--compile", action="store_true", help="torch.compile each layer")
     fit.add_argument("--checkpoint-every", type=int, default=100, metavar="STEPS")
@@ -348,8 +348,9 @@ def load(arguments):
 
 
 @torch.no_grad()
-def check_model(model, examples: list[tuple[list[int], int]]):
-    """That this model's logits are what LinearCrossEntropy takes them for, and that packed examples do not see each other."""
+def check_architecture(model, examples: list[tuple[list[int], int]]):
+    """Refuse a model whose logits are not one matrix product, which LinearCrossEntropy takes them for, or in which packed examples see
+    each other. Raises BadInput."""
     inputs = make_pack(examples, model.get_input_embeddings().weight.device)["inputs"]
     hidden = model.base_model(**inputs, use_cache=False).last_hidden_state
     product = F.linear(hidden, model.get_output_embeddings().weight)
@@ -547,7 +548,7 @@ def train(arguments):
         raise BadInput(f"nothing of {arguments.data} is left to learn: every prompt is longer than --max-length {arguments.max_length}, "
                        "every response empty, or everything held out")  # fmt: skip
     arguments.pack_tokens = max(arguments.pack_tokens, arguments.max_length)
-    check_model(model, [(ids[: prompt + 64], prompt) for ids, prompt in examples[:2]])
+    check_architecture(model, [(ids[: prompt + 64], prompt) for ids, prompt in examples[:2]])
 
     adapted = None
     if arguments.lora:
@@ -630,11 +631,11 @@ def train(arguments):
         if (step + 1) % arguments.checkpoint_every == 0 or step + 1 == steps:
             save_checkpoint(unfinished, step + 1, weights, states)
     bar.close()
-    leave(arguments, settings, adapted.merge_and_unload() if adapted else model, tokenizer, unfinished)
+    save_model(arguments, settings, adapted.merge_and_unload() if adapted else model, tokenizer, unfinished)
     say(f"trained model: {arguments.out}")
 
 
-def leave(arguments, settings: dict, model, tokenizer, unfinished: Path):
+def save_model(arguments, settings: dict, model, tokenizer, unfinished: Path):
     """The trained model in --out, all of it at once, and nothing in OUT.unfinished."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
