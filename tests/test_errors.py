@@ -41,9 +41,10 @@ def test_empty_or_missing_source(command, tmp_path, model):
 def test_corrupt_line_of_a_source_and_of_a_stage(command, tmp_path, model):
     source = tmp_path / "code.jsonl"
     source.write_text('{"content": "x = 1"}\n{"content"\n')
-    refused(command("selfcodealign.py", "seeds", "--model", model, "--source", source, "--out", tmp_path / "run"), f"{source}:2:")
+    gather = ["selfcodealign.py", "seeds", "--model", model, "--source", source, "--judge", 0, "--out", tmp_path / "run"]
+    refused(command(*gather), f"{source}:2:")
     source.write_text('{"content": "def f(x):\\n    \\"\\"\\"Same.\\"\\"\\"\\n    return x\\n"}\n')
-    mended = command("selfcodealign.py", "seeds", "--model", model, "--source", source, "--out", tmp_path / "run")
+    mended = command(*gather)
     assert mended.returncode == 0, mended.stderr
     rows = tmp_path / "run" / "seeds.jsonl"
     rows.write_text("{\n" + rows.read_text())

@@ -6,6 +6,7 @@ HUMANEVAL_OVERRIDE_PATH: HumanEval+ as JSON Lines (.gz), for the slow test on ca
 import collections
 import concurrent.futures
 import contextlib
+import functools
 import gzip
 import json
 import os
@@ -191,7 +192,9 @@ def test_full_disk_gives_one_line(tmp_path):
 def test_interrupt_leaves_nothing(tmp_path, number):
     marker = f"sleep-{os.getpid()}-{number}"
     programs = write_programs(tmp_path / "p", [f"import subprocess\nsubprocess.run(['sh', '-c', 'sleep 1000 # {marker}; true'])"] * 10)
-    run = subprocess.Popen([sys.executable, SANDBOX, programs, "--out", tmp_path / "r"], stderr=subprocess.PIPE, env={**os.environ, "TMPDIR": str(tmp_path)})
+    command = [sys.executable, SANDBOX, programs, "--out", tmp_path / "r"]
+    take_interrupts = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # tests in the background begin with them ignored
+    run = subprocess.Popen(command, stderr=subprocess.PIPE, env={**os.environ, "TMPDIR": str(tmp_path)}, preexec_fn=take_interrupts)
     wait_for(lambda: marker in all_command_lines())
     run.send_signal(number)
     assert run.wait(20) == (130 if number == signal.SIGINT else -number)

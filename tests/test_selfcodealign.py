@@ -414,11 +414,10 @@ def test_other_engines_and_batch_sizes_change_no_prompt_and_no_sampling_seed(who
             assert (one["prompt"] == other["prompt"]) == (parents_here[parent_id] == parents_there[parent_id])
 
 
-def test_a_larger_limit_adds_to_the_rows_there_are(whole, model, source, tmp_path):
-    out = tmp_path / "grown"
-    for limit in ("2", "5"):
-        finish(start(out, model, source, "--limit", limit, stage="seeds"))
-    assert identities(out, "seeds") == identities(whole, "seeds")
+def test_a_larger_limit_adds_to_the_rows_there_are(model, source, tmp_path):
+    for name, limit in [("grown", "2"), ("grown", "5"), ("at once", "5")]:
+        finish(start(tmp_path / name, model, source, "--judge", "0", "--limit", limit, stage="seeds"))
+    assert identities(tmp_path / "grown", "seeds") == identities(tmp_path / "at once", "seeds")
 
 
 def test_a_changed_setting_is_refused_by_name(whole, command):

@@ -99,18 +99,18 @@ def test_packed_logits_are_unpacked_logits(network, encoded, attention):
 
 
 def test_a_model_that_does_more_than_ours_or_lets_examples_see_each_other_is_refused(network, encoded):
-    train.check_model(network(), encoded[:2])
+    train.check_architecture(network(), encoded[:2])
     scaled = network()
     scaled.lm_head.forward = lambda hidden: 3 * torch.nn.functional.linear(hidden, scaled.lm_head.weight)
     with pytest.raises(train.BadInput, match="logits"):
-        train.check_model(scaled, encoded[:2])
+        train.check_architecture(scaled, encoded[:2])
 
     def leaky(module, query, key, value, mask, cu_seq_lens_q=None, **options):
         return train.packed_attention(module, query, key, value, mask, cu_seq_lens_q=cu_seq_lens_q[[0, -1]], **options)
 
     AttentionInterface.register("leaky", leaky)
     with pytest.raises(train.BadInput, match="see each other"):
-        train.check_model(network("leaky"), encoded[:2])
+        train.check_architecture(network("leaky"), encoded[:2])
 
 
 def test_the_loss_in_chunks_is_the_loss_at_once():
