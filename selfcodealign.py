@@ -90,6 +90,7 @@ ENGINE = {  # where this start generates; nothing of it is remembered
     "tensor_parallel": (1, "GPUs that share one copy of the model"),
     "max_num_seqs": (None, "samples an engine works on at a time (default: vLLM's own on a GPU, 160 without)"),
 }
+ONE_OF = {"recipe": RECIPES, "layout": LAYOUTS, "select": ("drawn", "consensus")}
 INSTRUCTION_STAGES = ("seeds", "concepts", "instructions")
 SHAPE_INSTRUCTIONS = ("source", "limit", "judge", "concept_shots", "instruction_shots")  # settings of the run that wrote them
 SHARES = ("judge", "test_in_instruction", "held_out")
@@ -208,7 +209,7 @@ def check_settings(folder: Path, config: dict, given: dict):
     for key, known in {"categories": CATEGORIES, "difficulties": DIFFICULTIES}.items():
         if unknown := set(config[key].split(",")) - set(known):
             raise BadInput(f"--{key} takes {', '.join(known)}, not {', '.join(sorted(unknown))!r}")
-    for key, known in {"layout": LAYOUTS, "recipe": RECIPES, "select": ("drawn", "consensus")}.items():
+    for key, known in ONE_OF.items():
         if config[key] not in known:
             raise BadInput(f"--{key} takes {', '.join(known)}, not {config[key]!r}")
     for key in SHARES:
@@ -674,8 +675,8 @@ def parse_arguments() -> argparse.Namespace:
             may_be_zero = key in ("seed", "decks", "temperature", *SHARES)
             kind = str if key in ("model", "server", "instructions_from", "match") else int if default is None else type(default)
             command.add_argument(
-                f"--{key.replace('_', '-')}", metavar=kind.__name__.upper(), help=f"{meaning} (default: {default})",
-                type=kind if kind is str or may_be_zero else positive(kind),
+                f"--{key.replace('_', '-')}", metavar="|".join(ONE_OF.get(key, [kind.__name__.upper()])),
+                help=f"{meaning} (default: {default})", type=kind if kind is str or may_be_zero else positive(kind),
             )
     command = commands.add_parser("export", help="the final examples for others, with a dataset card")
     command.add_argument("--out", type=Path, required=True, help="the run folder")
