@@ -7,6 +7,8 @@
 #   OUT=runs/t9-1.5b MODEL=Qwen/Qwen2.5-Coder-1.5B PROMPT=completion GENERATE="--limit 2000" TRAIN= EVALUATE= ./experiment.sh
 #
 # Given again, it goes on where it was. The table at its end is OUT/table.html, each pair's comparison OUT/compare-*/compare.html.
+# TAG=-1e-4 TRAIN="--epochs 3 --batch-size 8 --lr 1e-4 --precision mixed" ./experiment.sh trains and scores again on the same data, under
+# names that end in the tag.
 set -euo pipefail
 cd "$(dirname "$0")"
 source environment.sh
@@ -22,6 +24,7 @@ GENERATE=${GENERATE---limit 800 --samples 5 --temperature 0.2 --max-tokens 256 -
 TRAIN=${TRAIN---epochs 3 --batch-size 8 --lr 2e-5 --precision mixed}
 EVALUATE=${EVALUATE---max-tokens 384}
 BENCHMARKS=${BENCHMARKS-humaneval mbpp self}
+TAG=${TAG-}
 [ "$MODEL" != models/smollm2-135m ] || python embedded.py "$MODEL"
 
 python selfcodealign.py run --model "$MODEL" --source "$SOURCE" --out "$OUT" --held-out 0.2 --test-in-instruction 0 $GENERATE
@@ -33,7 +36,7 @@ for recipe in passing random-subset failing; do
     suffix=-$recipe
     if [ $recipe = passing ]; then suffix=; else python selfcodealign.py select --out "$OUT" --recipe $recipe; fi
     for seed in $SEEDS; do
-        name=$recipe-$seed
+        name=$recipe-$seed$TAG
         python train.py --model "$MODEL" --data "$OUT/sft$suffix.jsonl" --out "$OUT/model-$name" --seed "$seed" $TRAIN
         models+=("$OUT/model-$name") folders+=("$OUT/$name") prompts+=(auto)
     done
@@ -44,7 +47,7 @@ for folder in "${folders[@]:1}"; do
     python eval.py --compare "$OUT/base" "$folder" --flagged "$OUT/funnel.json" --out "$OUT/compare-$(basename "$folder")"
 done
 for seed in $SEEDS; do
-    python eval.py --compare "$OUT/random-subset-$seed" "$OUT/passing-$seed" --out "$OUT/compare-passing-random-$seed"
-    python eval.py --compare "$OUT/failing-$seed" "$OUT/passing-$seed" --out "$OUT/compare-passing-failing-$seed"
+    python eval.py --compare "$OUT/random-subset-$seed$TAG" "$OUT/passing-$seed$TAG" --out "$OUT/compare-passing-random-$seed$TAG"
+    python eval.py --compare "$OUT/failing-$seed$TAG" "$OUT/passing-$seed$TAG" --out "$OUT/compare-passing-failing-$seed$TAG"
 done
 python eval.py --table "${folders[@]}" --out "$OUT"
