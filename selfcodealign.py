@@ -243,7 +243,7 @@ def origin_of_instructions(folder: Path) -> dict:
     writers = [origin.get("instructions_by"), origin.get("model")]
     if writers[0] and origin.get("recipe") != "evol-instruct":  # it only answered
         writers.pop()
-    return {key: origin.get(key) for key in SHAPE_INSTRUCTIONS} | {"instructions_by": " and ".join(filter(None, writers))}
+    return {key: origin[key] for key in SHAPE_INSTRUCTIONS if key in origin} | {"instructions_by": " and ".join(filter(None, writers))}
 
 
 def version(package: str) -> str | None:
