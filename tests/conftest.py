@@ -8,6 +8,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
+from decontamination import OVERRIDES, load_benchmark  # noqa: E402
+from rows import BadInput  # noqa: E402
+
 
 @pytest.fixture(scope="session")
 def model() -> str:
@@ -15,6 +18,15 @@ def model() -> str:
     folder = ROOT / "models" / "smollm2-135m"
     assert folder.is_dir(), f"make it first: python embedded.py {folder}"
     return str(folder)
+
+
+@pytest.fixture(scope="session")
+def benchmarks() -> dict[str, dict[str, dict]]:
+    """The tasks of HumanEval+ and MBPP+; the test is skipped where neither files nor a network are there."""
+    try:
+        return {name: load_benchmark(name)[0] for name in OVERRIDES}
+    except BadInput as problem:
+        pytest.skip(str(problem))
 
 
 @pytest.fixture

@@ -7,6 +7,8 @@ import subprocess
 
 import pytest
 
+from conftest import ROOT
+
 OFFLINE = ["unshare", "-rn"]  # a network namespace without a network
 can_go_offline = shutil.which("unshare") and subprocess.run([*OFFLINE, "true"], capture_output=True).returncode == 0
 needs_offline = pytest.mark.skipif(not can_go_offline, reason="no rights to take the network away")
@@ -91,6 +93,15 @@ def test_not_a_run_folder_and_no_result(command, tmp_path, model):
     refused(command("selfcodealign.py", "trace", tmp_path / "none", "abc"), "no such run folder")
     refused(command("eval.py", "--compare", tmp_path, tmp_path), "no result")
     refused(command("eval.py", "--benchmark", "mbpp"), "--out")
+
+
+def test_an_environment_of_the_users_is_left_alone(tmp_path):
+    for name in ("environment.sh", "requirements.txt", "requirements-cpu.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / ".venv").mkdir()
+    (tmp_path / ".venv" / "mine").write_text("mine")
+    refused(subprocess.run(["bash", "-c", "source environment.sh"], cwd=tmp_path, capture_output=True, text=True), "is not ours")
+    assert (tmp_path / ".venv" / "mine").read_text() == "mine"
 
 
 def test_results_of_different_tasks_are_not_compared(command, tmp_path):
