@@ -13,6 +13,7 @@ import itertools
 import json
 import re
 import sqlite3
+import time
 import warnings
 from pathlib import Path
 
@@ -73,6 +74,8 @@ def funnel(folder: Path) -> dict:
         each = config.get("samples", 1) if stage == "responses" and recipe != "oss-instruct" else 1
         expected = counted[parent]["kept"] * each if parent else 0
         counted[stage]["waiting"] = max(0, expected - counted[stage]["in"])
+    if config.get("limit") and not counted[list(chain)[1]]["in"]:  # later, the source may have had no more
+        counted["seeds"]["waiting"] = max(0, config["limit"] - counted["seeds"]["kept"])
     sft = 0
     for row in read_rows(folder / "sft.jsonl"):
         sft += 1
@@ -237,9 +240,24 @@ def advice(counts: dict) -> list[str]:
     return worst
 
 
+def under_way(counts: dict) -> str:
+    """Where an unfinished run is: what is done of its stage, how fast, how long still, and what fails most; empty for a finished run."""
+    stage = next((stage for stage in counts["stages"] if stage["waiting"]), None)
+    if not stage:
+        return ""
+    done, seconds = stage["kept"] if stage["stage"] == "seeds" else stage["in"], stage["seconds"]
+    says = [f"{stage['stage']}: {done:,} of {done + stage['waiting']:,} done ({done / (done + stage['waiting']):.0%})"]
+    if done and seconds:
+        says.append(f"{clock(seconds)} so far, about {clock(stage['waiting'] * seconds / done)} to go")
+        says += [f"{stage['tokens'] / seconds:,.0f} new tokens/s"] if stage["tokens"] else []
+    rejects = [f"{reason} {count / stage['in']:.0%}" for reason, count in list(stage["rejects"].items())[:3]]
+    return "; ".join(says + ([f"most rejects: {', '.join(rejects)}"] if rejects else []))
+
+
 def table(counts: dict) -> str:
     """The funnel as plain text, one line per stage."""
-    lines = [f"{'stage':<13}{'in':>8}{'kept':>8}{'share':>8}{'tokens':>10}{'seconds':>9}  most common rejects"]
+    lines = [f"under way: {under_way(counts)}"] if under_way(counts) else []
+    lines += [f"{'stage':<13}{'in':>8}{'kept':>8}{'share':>8}{'tokens':>10}{'seconds':>9}  most common rejects"]
     for stage in counts["stages"]:
         share = f"{stage['kept'] / stage['in']:.0%}" if stage["in"] else "-"
         reasons = ", ".join(f"{reason} {count}" for reason, count in list(stage["rejects"].items())[:3])
@@ -301,6 +319,8 @@ def write_report(folder: Path) -> dict:
         funnel=counts,
         stages={stage["stage"]: stage for stage in counts["stages"]},
         advice=advice(counts),
+        under_way=under_way(counts),
+        written=time.strftime("%Y-%m-%d %H:%M:%S"),
         solved=sum(task["solved"] for task in counts["tasks"]),
         instructions=sum(task["instructions"] for task in counts["tasks"]),
         plots=plots(counts, config.get("samples", 1)),

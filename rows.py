@@ -120,7 +120,7 @@ def lock_folder(folder: Path):
 
 def write_atomically(path: Path, text: str):
     """Write the whole file or leave the old one: a kill between the two never leaves half a file."""
-    unfinished = path.with_name(path.name + ".unfinished")
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")  # a report may be written by two processes at a time
     unfinished.write_text(text)
     os.replace(unfinished, path)
 

@@ -3,7 +3,7 @@
     python selfcodealign.py run --model MODEL --source stdlib --out runs/first --limit 50      every stage, then the funnel
     python selfcodealign.py {seeds|concepts|instructions|responses|execute|select|quality|report} --out runs/first      one stage
     python selfcodealign.py pilot --model MODEL --source S --out runs/pilot    200 seeds in both layouts, and what a full run would give
-    python selfcodealign.py trace runs/first ID                                one final example back to its seed
+    python selfcodealign.py trace runs/first ID [--prompts]                    one final example back to its seed
     python selfcodealign.py export --out runs/first --format messages          the final examples for others, with a dataset card
 
     stage         paper     in -> out                                             file in the run folder
@@ -31,6 +31,7 @@ import queue
 import random
 import re
 import shutil
+import subprocess
 import sys
 import threading
 import time
@@ -45,7 +46,7 @@ import seeds
 from decontamination import Decontaminator
 from engine import Request, check_model, start_engine, stream
 from prompting import (
-    CATEGORIES, CHANGES, DIFFICULTIES, LAYOUTS, PROMPTS, Example, concepts_prompt, direct_prompt, evolve_prompt, instruction_prompt,
+    CATEGORIES, CHANGES, DIFFICULTIES, LAYOUTS, PROMPTS, Example, Layout, concepts_prompt, direct_prompt, evolve_prompt, instruction_prompt,
     judge_prompt, load_examples, oss_prompt, program, python_code, response_prompt, runnable_code,
 )  # fmt: skip
 from recipes import ANSWER_OTHERS, EVOLUTIONS, FROM_SNIPPETS, RECIPES, UNTESTED, WITHOUT_CONCEPTS, stages
@@ -95,8 +96,7 @@ INSTRUCTION_STAGES = ("seeds", "concepts", "instructions")
 SHAPE_INSTRUCTIONS = ("source", "limit", "judge", "concept_shots", "instruction_shots")  # settings of the run that wrote them
 SHARES = ("judge", "test_in_instruction", "held_out")
 PILOT_SEEDS = 200
-SECONDS_UNRECORDED = 60  # what a stage's time may lack after a kill
-BEFORE_SETTINGS = {".lock", "config.json.unfinished"}  # all that a run leaves which is killed before its settings are written
+REPORT_SECONDS = 60  # between two reports of a run that goes on; more where a report takes long
 
 
 @dataclass
@@ -108,8 +108,9 @@ class Run:
     settings: argparse.Namespace  # the part of it that is in SETTINGS and ADJUSTABLE
     lock: object  # an open file; no second process works in the folder while it lives
     engine_options: dict  # what is in ENGINE
-    since: float = field(default_factory=time.monotonic)  # when the seconds began that are not yet recorded
-    saving: threading.Lock = field(default_factory=threading.Lock)
+    timed: str | None = None  # what the run is at: a stage, or starting the engine
+    since: float = 0.0  # start of the interval not yet added to config["seconds"]
+    saving: threading.RLock = field(default_factory=threading.RLock)
 
     def path(self, stage: str) -> Path:
         return self.folder / f"{stage}.jsonl"
@@ -122,19 +123,20 @@ class Run:
             self.config |= news
             write_atomically(self.folder / "config.json", json.dumps(self.config, indent=2))
 
-    def record_seconds(self, what: str):
-        """Add the time since the last call, or since the stage began, to what `what` took."""
-        now, seconds = time.monotonic(), self.config["seconds"]
-        self.save(seconds=seconds | {what: seconds.get(what, 0) + now - self.since})
-        self.since = now
+    def time_for(self, what: str | None):
+        """Record the seconds since the last call for what the run was at; those to come are for `what`."""
+        with self.saving:
+            now, seconds = time.monotonic(), self.config["seconds"]
+            if self.timed:
+                self.save(seconds=seconds | {self.timed: seconds.get(self.timed, 0) + now - self.since})
+            self.timed, self.since = what, now
 
     @functools.cached_property
     def engine(self):
-        before = time.monotonic() - self.since  # of the stage that needs the engine; its start is counted apart
-        self.since += before
+        stage = self.timed
+        self.time_for("engine_start")
         engine = start_engine(self.settings.model, self.settings.context, **self.engine_options)
-        self.record_seconds("engine_start")
-        self.since -= before
+        self.time_for(stage)
         return engine
 
     @functools.cached_property
@@ -173,7 +175,7 @@ def open_run(folder: Path, given: dict, engine_options: dict) -> Run:
         config |= {key: given[key] for key in ADJUSTABLE.keys() & given.keys()}
         check_settings(folder, config, given)
     else:
-        if folder.exists() and not (folder.is_dir() and {path.name for path in folder.iterdir()} <= BEFORE_SETTINGS):
+        if folder.exists() and not (folder.is_dir() and all(path.name == ".lock" or path.suffix == ".unfinished" for path in folder.iterdir())):
             raise BadInput(f"{folder} exists and is not a run folder: take another --out")
         config = defaults | given
         check_settings(folder, config, given)
@@ -316,10 +318,7 @@ def generate(
             rate = f"{tokens / (time.monotonic() - started):.0f} tokens/s"
             bar.set_postfix_str(f"kept {kept / (bar.n + 1):.0%}, {rate}{meanwhile or ''}", refresh=False)
             bar.update()
-            if time.monotonic() - run.since > SECONDS_UNRECORDED:
-                run.record_seconds(stage)
         bar.close()
-        run.record_seconds(stage)
 
 
 JUDGED = ("insufficient_docstring", "prompt_too_long")  # rejects of the judge: their code passed the check for near-duplicates
@@ -449,7 +448,7 @@ def invent_instructions(run: Run):
             "category": draw_one(run.settings.categories.split(","), run.settings.seed, "category", concepts["id"]),
             "difficulty": draw_one(run.settings.difficulties.split(","), run.settings.seed, "difficulty", concepts["id"]),
         }
-        properties = drawn | {"language": "Python", "concepts": ", ".join(concepts["concepts"])}
+        properties = task_properties(drawn, concepts)
         if recipe == "oss-instruct":
             return oss_prompt(deck, seed_rows[concepts["seed_id"]]), drawn
         if recipe == "snippet-to-instruction":
@@ -458,6 +457,11 @@ def invent_instructions(run: Run):
 
     parse = split_problem if recipe == "oss-instruct" else parse_instruction
     generate(run, "instructions", build, parse, ["\n### Example", "\n[Properties]", "\n[Code]"], run.settings.instruction_shots)
+
+
+def task_properties(drawn: dict, concepts: dict) -> dict[str, str]:
+    """What the prompt states of the task that is wanted."""
+    return {"category": drawn["category"], "difficulty": drawn["difficulty"], "language": "Python", "concepts": ", ".join(concepts["concepts"])}
 
 
 def parse_instruction(text: str) -> dict:
@@ -593,14 +597,46 @@ def run_stages(run: Run, names: Iterable[str]):
         evolves = (run.settings.recipe, name) == ("evol-instruct", "instructions")
         if run.settings.instructions_from and name in INSTRUCTION_STAGES and not evolves:
             continue
-        run.since = time.monotonic()
+        run.time_for({"execute": "executions", "select": "selection"}.get(name, name))
         try:
-            STAGES[name](run)
+            with live_report(run):
+                STAGES[name](run)
         finally:
-            run.record_seconds({"execute": "executions", "select": "selection"}.get(name, name))
-    counts = report.write_report(run.folder)
+            run.time_for(None)
+    show_report(run.folder)
+
+
+def show_report(folder: Path):
+    counts = report.write_report(folder)
     print(report.table(counts))
-    print(f"report: {run.folder / 'report.html'}")
+    print(f"report: {folder / 'report.html'}")
+
+
+@contextlib.contextmanager
+def live_report(run: Run):
+    """While a stage runs, write the report again and again: in a process of its own, at the lowest priority, so that it holds up nothing."""
+    ended = threading.Event()
+
+    def work():
+        pause = REPORT_SECONDS
+        while not ended.wait(pause):
+            run.time_for(run.timed)  # what it has taken so far
+            started = time.monotonic()
+            command = ["nice", "-n", "19", sys.executable, __file__, "report", "--out", str(run.folder)]
+            writer = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)  # Ctrl-C is not for it
+            while writer.poll() is None and not ended.wait(0.5):
+                pass
+            writer.terminate()
+            writer.wait()
+            pause = max(REPORT_SECONDS, 20 * (time.monotonic() - started))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def pilot(folder: Path, given: dict, engine_options: dict, full: int):
@@ -628,25 +664,51 @@ def pilot(folder: Path, given: dict, engine_options: dict, full: int):
     print(f"\nprojection to {full} seeds, from {folder / layout}\n{report.projection(counts, full)}")
 
 
-def trace(folder: Path, example_id: str):
-    """Print where an example of sft.jsonl comes from."""
+def trace(folder: Path, example_id: str, prompts: bool):
+    """Print where an example of sft.jsonl comes from; with `prompts`, before each row the prompt that it answers."""
     if not folder.is_dir():
         raise BadInput(f"no such run folder: {folder}")
     example = next((row for row in read_rows(folder / "sft.jsonl") if row["id"] == example_id), None)
     if example is None:
         raise BadInput(f"{folder / 'sft.jsonl'} has no example {example_id}")
-    seed = KeptRows(folder / "seeds.jsonl")[example["seed_id"]]
+    seed, concepts, task, response = (
+        KeptRows(folder / f"{stage}.jsonl")[example[key]]
+        for stage, key in (("seeds", "seed_id"), ("concepts", "concepts_id"), ("instructions", "instruction_id"), ("responses", "response_id"))
+    )
     siblings = {row["id"]: row for row in read_rows(folder / "responses.jsonl") if row["instruction_id"] == example["instruction_id"]}
     outcomes = {row["response_id"]: row["outcome"] for row in read_rows(folder / "executions.jsonl")}
     selected = {row["response_id"]: row.get("reject", "kept") for row in read_rows(folder / "selection.jsonl")}
+    layout = LAYOUTS[report.read_config(folder).get("layout", "tags")]
+
+    def show_prompt(stage: str, row: dict, parent: dict):
+        if prompts:
+            changed = "not known: the files in prompts/ have changed, or a rival of the method wrote this row"
+            print(f"PROMPT\n\n{prompt_of(stage, row, parent, layout) or changed}\n")
+
     print(f"SEED {seed['id']}, {seed['where']}\n\n{seed['code']}\n")
-    print(f"CONCEPTS {example['concepts_id']}\n\n{', '.join(example['concepts'])}\n")
-    print(f"INSTRUCTION {example['instruction_id']}: {example['category']}, {example['difficulty']}\n\n{example['instruction']}\n")
+    show_prompt("concepts", concepts, seed)
+    print(f"CONCEPTS {concepts['id']}\n\n{', '.join(concepts['concepts'])}\n")
+    show_prompt("instructions", task, concepts)
+    print(f"INSTRUCTION {task['id']}: {task['category']}, {task['difficulty']}\n\n{example['instruction']}\n")
+    show_prompt("responses", response, task)
     print("SAMPLES\n")
     for row in sorted(siblings.values(), key=lambda row: row["sample"]):
         fate = [row.get("reject") or outcomes.get(row["id"], "not executed"), selected.get(row["id"], "")]
         print(f"{row['sample']:>3}  {row['id']}  {'; '.join(filter(None, fate))}")
     print(f"\nRESPONSE {example['response_id']}\n\n{example['response']}\n\nTESTS\n\n{example['tests']}")
+
+
+def prompt_of(stage: str, row: dict, parent: dict, layout: Layout) -> str | None:
+    """The prompt that a row of `stage` answers, built again from the names of its few-shot examples; None if it cannot be."""
+    known = {example.name: example for example in load_examples(PROMPTS / "examples")}
+    deck = [known[name] for name in row.get("examples", ()) if name in known]
+    if stage == "concepts":
+        prompt = concepts_prompt(deck, parent)
+    elif stage == "instructions":
+        prompt = instruction_prompt(deck, task_properties(row, parent))
+    else:
+        prompt = response_prompt(deck, parent["instruction"], layout)
+    return prompt if digest(prompt)[:16] == row.get("prompt") else None
 
 
 def positive(kind: type) -> Callable[[str], float]:
@@ -662,7 +724,9 @@ def positive(kind: type) -> Callable[[str], float]:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    for name in ("run", *STAGES, "report", "pilot"):
+    command = commands.add_parser("report", help="the funnel, and report.html, of a finished run or of one that goes on")
+    command.add_argument("--out", type=Path, required=True, help="the run folder")
+    for name in ("run", *STAGES, "pilot"):
         command = commands.add_parser(name, argument_default=argparse.SUPPRESS, help=(STAGES[name].__doc__ if name in STAGES else None))
         if name == "select":
             command.add_argument("--recipe", dest="choice", choices=CHOICES, default="passing", help="which responses may be chosen (T9)")
@@ -686,6 +750,7 @@ def parse_arguments() -> argparse.Namespace:
     command = commands.add_parser("trace", help="where an example of sft.jsonl comes from")
     command.add_argument("run", type=Path)
     command.add_argument("id")
+    command.add_argument("--prompts", action="store_true", help="show the whole prompt of each step, too")
     return parser.parse_args()
 
 
@@ -694,7 +759,7 @@ def main():
     try:
         if arguments.command == "trace":
             sys.stdout.reconfigure(errors="backslashreplace")  # a source or a model may write half a surrogate pair
-            return trace(arguments.run, arguments.id)
+            return trace(arguments.run, arguments.id, arguments.prompts)
         if arguments.command == "export":
             folder = arguments.to or arguments.out / f"export-{arguments.format}"
             examples = export.export(arguments.out, folder, arguments.format, arguments.license)
@@ -703,12 +768,14 @@ def main():
         engine_options = {key: value for key, value in vars(arguments).items() if key in ENGINE}
         if arguments.command == "pilot":
             return pilot(arguments.out, given, engine_options, arguments.full)
-        if arguments.command != "run" and not (arguments.out / "config.json").exists() and arguments.command != "seeds":
+        if arguments.command not in ("run", "seeds") and not (arguments.out / "config.json").exists():
             raise BadInput(f"{arguments.out} is not a run folder: start with `run` or `seeds`")
+        if arguments.command == "report":  # reads only, so it works while a run goes on
+            return show_report(arguments.out)
         run = open_run(arguments.out, given, engine_options)
         if arguments.command == "select" and arguments.choice != "passing":
             return select(run, arguments.choice)
-        run_stages(run, {"run": list(STAGES), "report": []}.get(arguments.command, [arguments.command]))
+        run_stages(run, STAGES if arguments.command == "run" else [arguments.command])
     except (BadInput, SandboxError) as error:
         print(f"selfcodealign.py: {error}", file=sys.stderr)
         return 2
