@@ -1,6 +1,7 @@
 """Is one model better than another? Statistics and pages over the result folders of eval.py, which calls this.
 
     python eval.py --compare DIR_A DIR_B [--flagged FILE] [--out DIR]     paired: difference, exact test, every task fixed or broken
+    python eval.py --compare DIR_A DIR_B1 DIR_B2 ...                      the same, of several runs of one experiment, and all of them pooled
     python eval.py --table DIR DIR DIR ... [--out DIR]                    pass@1 of several models (the layout of the paper's T1 and T9)
 
 A folder is one model's: a result.json of one benchmark, or a subfolder with one for each. Both print text; --out gets the same as JSON and
@@ -13,6 +14,7 @@ import math
 from pathlib import Path
 
 import jinja2
+import numpy as np
 from scipy.stats import binomtest
 
 from rows import BadInput, read_rows, write_atomically
@@ -56,6 +58,18 @@ def paired(pairs: list[tuple[bool, bool]]) -> dict:
     p = binomtest(fixed, fixed + broken).pvalue if fixed + broken else 1.0
     difference = {"difference": (fixed - broken) / len(pairs), "low": centre - half, "high": centre + half}
     return difference | {"fixed": fixed, "broken": broken, "p": p}
+
+
+def pooled(runs: list[list[tuple[bool, bool]]]) -> dict:
+    """Mean difference over `runs`, each the same tasks in the same order, with a 95 % interval for other tasks and other runs.
+
+    Bootstrap: tasks and runs are both drawn anew, so runs of the same tasks do not count as more tasks.
+    """
+    changed = np.array([[float(b) - float(a) for a, b in pairs] for pairs in runs])  # (runs, tasks)
+    random = np.random.default_rng(0)
+    run_weights, task_weights = (random.multinomial(n, np.full(n, 1 / n), size=10_000) / n for n in changed.shape)
+    low, high = np.quantile(((run_weights @ changed) * task_weights).sum(axis=1), [0.025, 0.975])
+    return {"difference": changed.mean(), "low": low, "high": high}
 
 
 # ----------------------------------------------------------------------------------------------------------------- reading
@@ -133,10 +147,7 @@ def read_answers(result: dict) -> dict[str, dict]:
 def compare(folder_a: Path, folder_b: Path, out: Path | None = None, flagged_file: Path | None = None):
     """Print the paired comparison of two result folders, and write it to compare.json and compare.html of `out`. Raises BadInput."""
     a, b = read_results(folder_a), read_results(folder_b)
-    if {name: asked(result) for name, result in a.items()} != {name: asked(result) for name, result in b.items()}:
-        raise BadInput(f"{folder_a} and {folder_b} were not scored on the same tasks")
-    if any("passing_samples" in result for result in [*a.values(), *b.values()]):
-        raise BadInput("the paired comparison takes one sample per task; --table shows results with several")
+    check_comparable(folder_a, a, folder_b, b)
     flagged = read_flagged(flagged_file)
     comparison = {"a": side(folder_a, a), "b": side(folder_b, b), "suites": compare_suites(a, b, set())}
     if flagged_file:
@@ -147,6 +158,29 @@ def compare(folder_a: Path, folder_b: Path, out: Path | None = None, flagged_fil
         for name in a:
             add_answers([change for change in comparison["changes"] if change["benchmark"] == name], a[name], b[name])
         write_page(out, "compare", comparison)
+
+
+def compare_runs(folder_a: Path, folders_b: list[Path], flagged_file: Path | None = None):
+    """Print the paired comparison of a folder with each of several, and with all of them pooled. Raises BadInput."""
+    a, runs, flagged = read_results(folder_a), [], read_flagged(flagged_file)
+    for folder in folders_b:
+        b = read_results(folder)
+        check_comparable(folder_a, a, folder, b)
+        runs.append(task_pairs(a, b, flagged))
+        print(f"A = {folder_a}, B = {folder}")
+        for suite, pairs in runs[-1].items():
+            print(line(compare_pairs(suite, pairs)))
+    print(f"B - A over {len(runs)} runs" + (f", without {len(flagged)} flagged tasks" if flagged_file else ""))
+    for suite in runs[0]:
+        found = pooled([pairs[suite] for pairs in runs])
+        print(f"{suite:<11} {found['difference']:+.2%} (95 % interval {found['low']:+.2%} to {found['high']:+.2%})")
+
+
+def check_comparable(folder_a: Path, a: dict[str, dict], folder_b: Path, b: dict[str, dict]):
+    if {name: asked(result) for name, result in a.items()} != {name: asked(result) for name, result in b.items()}:
+        raise BadInput(f"{folder_a} and {folder_b} were not scored on the same tasks")
+    if any("passing_samples" in result for result in [*a.values(), *b.values()]):
+        raise BadInput("the paired comparison takes one sample per task; --table shows results with several")
 
 
 def asked(result: dict) -> tuple[str | None, list[str]]:
@@ -162,6 +196,15 @@ def side(folder: Path, results: dict[str, dict]) -> dict:
 
 def compare_suites(a: dict[str, dict], b: dict[str, dict], without: set[str]) -> list[dict]:
     """Both scores and their paired difference of each suite, and of HumanEval+ and MBPP+ together where both are there."""
+    return [compare_pairs(suite, pairs) for suite, pairs in task_pairs(a, b, without).items() if pairs]
+
+
+def compare_pairs(suite: str, pairs: list[tuple[bool, bool]]) -> dict:
+    return {"suite": suite, "a": summary([[a] for a, _ in pairs]), "b": summary([[b] for _, b in pairs]), **paired(pairs)}
+
+
+def task_pairs(a: dict[str, dict], b: dict[str, dict], without: set[str]) -> dict[str, list[tuple[bool, bool]]]:
+    """{suite: (A's verdict, B's) of each task}, `both+` included."""
     pairs = {}
     for benchmark, result in a.items():
         tasks_b = b[benchmark]["tasks"]
@@ -170,11 +213,7 @@ def compare_suites(a: dict[str, dict], b: dict[str, dict], without: set[str]) ->
             pairs[name] = [(verdict[suite], tasks_b[task_id][suite]) for task_id, verdict in counted.items()]
     if {"humaneval+", "mbpp+"} <= pairs.keys():
         pairs["both+"] = pairs["humaneval+"] + pairs["mbpp+"]
-    return [
-        {"suite": name, "a": summary([[first] for first, _ in found]), "b": summary([[second] for _, second in found]), **paired(found)}
-        for name, found in pairs.items()
-        if found
-    ]
+    return pairs
 
 
 def changes(a: dict[str, dict], b: dict[str, dict]) -> list[dict]:

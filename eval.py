@@ -411,7 +411,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--max-tokens", type=at_least(1), default=768, help="new tokens per answer (EvalPlus: 768)")
     parser.add_argument("--limit", type=at_least(1), help="only the first tasks, for a quick look")
     parser.add_argument("--workers", type=at_least(1), help="answers checked at a time (default: as many as cores are idle)")
-    parser.add_argument("--compare", nargs=2, type=Path, metavar=("DIR_A", "DIR_B"))
+    parser.add_argument("--compare", nargs="+", type=Path, metavar="DIR", help="the folder of one model, and of one or more to compare with it")
     parser.add_argument("--table", nargs="+", type=Path, metavar="DIR")
     parser.add_argument("--flagged", type=Path,
                         help="with --compare: a JSON list of contaminated tasks, or a run's funnel.json; scores without them, too")
@@ -424,7 +424,13 @@ def run(arguments):
         if len(outs) > 1:
             raise BadInput("one --out for the comparison")
         out = outs[0] if outs else None
-        return compare.compare(*arguments.compare, out, arguments.flagged) if arguments.compare else compare.table(arguments.table, out)
+        if arguments.table:
+            return compare.table(arguments.table, out)
+        if len(arguments.compare) < 2 or len(arguments.compare) > 2 and out:
+            raise BadInput("--compare takes two folders; or more, and then no --out")
+        if len(arguments.compare) > 2:
+            return compare.compare_runs(arguments.compare[0], arguments.compare[1:], arguments.flagged)
+        return compare.compare(*arguments.compare, out, arguments.flagged)
     if not benchmarks or not outs or not (models or arguments.samples):
         raise BadInput("give --benchmark, --out and --model or --samples; or --compare DIR_A DIR_B; or --table DIR DIR ...")
     if len(set(benchmarks)) < len(benchmarks) or len(set(outs)) < len(outs):

@@ -70,6 +70,8 @@ def parse_arguments() -> argparse.Namespace:
                         help="bf16: weights and all (the paper); adding a small step to such weights mostly rounds it away. stochastic: "
                              "the same, rounded up or down by chance so that steps add up on average. mixed: bf16 arithmetic, weights "
                              "kept exactly as in fp32. fp32: all. The last three learn more at the same rate")  # fmt: skip
+    recipe.add_argument("--chat-template", choices=["new", "keep"], default="new",
+                        help="new: prompts/chat.jinja, for a base model. keep: the one that the tokenizer has, for a chat model")  # fmt: skip
     recipe.add_argument("--lora", type=int, default=0, metavar="RANK", help="train adapters of low rank, merged at the end; try --lr 1e-4")
     recipe.add_argument("--heldout", type=float, default=0.0, help="share of the instructions, by hash, that is not learned but measured")
     recipe.add_argument("--seed", type=int, default=0, help="of the order of the examples and of stochastic rounding")
@@ -342,7 +344,10 @@ def load(arguments):
         raise BadInput(f"the tokenizer of {arguments.model} has no end-of-text token")
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
         raise BadInput(f"the tokenizer of {arguments.model} has {len(tokenizer)} tokens, its model fewer")
-    tokenizer.chat_template = CHAT_TEMPLATE.read_text()
+    if arguments.chat_template == "new":
+        tokenizer.chat_template = CHAT_TEMPLATE.read_text()
+    elif not tokenizer.chat_template:
+        raise BadInput(f"the tokenizer of {arguments.model} has no chat template to keep")
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     return model, tokenizer
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from test_errors import refused
 
-from compare import paired, pass_at, summary
+from compare import paired, pass_at, pooled, summary
 from decontamination import OVERRIDES, load_benchmark
 from eval import Benchmark, check_folder, fenced_block, load, read_samples
 from rows import BadInput
@@ -380,6 +380,15 @@ def test_the_statistics_by_their_definitions_on_random_tables():
         for end in part["interval"]:
             if 1e-9 < end < 1 - 1e-9:
                 assert math.isclose(abs(share - end), 1.959964 * math.sqrt(end * (1 - end) / len(pairs)), rel_tol=1e-5)
+
+
+def test_runs_of_the_same_tasks_do_not_count_as_more_tasks():
+    pairs = [(False, n % 10 == 0) for n in range(200)]  # 20 of 200 fixed: the standard error of the mean is 2.1 points
+    alone, five = paired(pairs), pooled([pairs] * 5)
+    assert math.isclose(five["difference"], 0.1) and alone["low"] < 0.1 < alone["high"]
+    assert abs(five["high"] - five["low"] - 2 * 1.96 * math.sqrt(0.1 * 0.9 / 200)) < 0.005
+    apart = pooled([[(False, True)] * 200, [(True, False)] * 200])  # runs that contradict each other
+    assert apart["low"] == -1 and apart["high"] == 1 and apart["difference"] == 0
 
 
 def test_pass_at_k_is_the_share_of_draws_with_a_pass():

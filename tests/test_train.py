@@ -40,7 +40,7 @@ def tiny(tokenizer, tmp_path_factory):
 @pytest.fixture
 def network(tiny):
     def load(attention="packed", precision="fp32"):
-        return train.load(SimpleNamespace(model=str(tiny), precision=precision, attention=attention))[0].train()
+        return train.load(SimpleNamespace(model=str(tiny), precision=precision, attention=attention, chat_template="new"))[0].train()
 
     return load
 
@@ -268,6 +268,14 @@ def test_low_rank_adapters_are_merged_into_a_model_that_loads(tiny, data, tmp_pa
     assert after.keys() == before.keys() and changed == {name for name in before if "proj" in name}
     losses = [row["loss"] for row in rows_of(tmp_path / "model")]
     assert losses[-1] < losses[0]
+
+
+def test_a_chat_model_may_keep_its_template(model, tmp_path, command):
+    data, out = tmp_path / "sft.jsonl", tmp_path / "model"
+    data.write_text(json.dumps(dict(zip(("instruction", "response"), EXAMPLES[0]))) + "\n")
+    done = command("train.py", "--model", model, "--data", data, "--out", out, "--epochs", 1, "--chat-template", "keep")
+    assert done.returncode == 0 and "<|im_start|>user\nAdd two numbers.<|im_end|>" in done.stdout, done.stderr[-2000:]
+    assert AutoTokenizer.from_pretrained(out).chat_template == AutoTokenizer.from_pretrained(model).chat_template
 
 
 def test_a_fine_tune_learns_and_leaves_a_model_that_loads(model, tmp_path, command):
