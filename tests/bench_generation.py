@@ -1,4 +1,5 @@
-"""Generation side by side in one run: seconds and tokens/s for the same step in four shapes, or a table of what the number of decks changes.
+"""Generation side by side in one run: seconds and tokens/s for the same step in four shapes, or a table of
+what the number of decks changes.
 
     python tests/bench_generation.py [--model models/smollm2-135m] [--items 48] [--decks 2]
     python tests/bench_generation.py --decks-table 1,4,16,64,0
@@ -8,8 +9,8 @@
     ours, decks 0   the same with few-shot examples drawn for each prompt, as in the paper
     chunks          the shape of the public scripts: LLM.generate on 32 requests at a time, few-shot examples drawn for each prompt
 
-Steps are S->C and C->I with the full 8-shot prompts, on functions of the standard library. What counts is items per deck: a real run has
-thousands of them, and pays for its decks once.
+Steps are S->C and C->I with the full 8-shot prompts, on functions of the standard library. What counts is
+items per deck: a real run has thousands of them, and pays for its decks once.
 """
 
 import argparse
@@ -23,15 +24,21 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 import selfcodealign
-from engine import start_engine
-from rows import read_rows
+from parts.engine import start_engine
+from parts.rows import read_rows
 
 STEPS = {"concepts": selfcodealign.name_concepts, "instructions": selfcodealign.invent_instructions}
 CHUNK = 32
 
 
 def open_run(folder: Path, engine, options: argparse.Namespace, decks: int) -> selfcodealign.Run:
-    settings = {"model": options.model, "judge": 0.0, "limit": options.items, "max_tokens": options.max_tokens, "decks": decks}
+    settings = {
+        "model": options.model,
+        "judge": 0.0,
+        "limit": options.items,
+        "max_tokens": options.max_tokens,
+        "decks": decks,
+    }
     run = selfcodealign.open_run(folder, settings, {})
     run.engine = engine  # one for all
     return run
@@ -62,29 +69,42 @@ def raw(engine, requests: list, size: int) -> tuple[float, int]:
     started, tokens = time.monotonic(), 0
     for first in range(0, len(requests), size):
         part = requests[first : first + size]
-        sampling = [SamplingParams(temperature=r.temperature, max_tokens=r.max_tokens, seed=r.seed, stop=r.stop) for r in part]
-        outputs = engine.llm.generate([{"prompt_token_ids": r.prompt} for r in part], sampling, use_tqdm=False)
+        sampling = [
+            SamplingParams(temperature=r.temperature, max_tokens=r.max_tokens, seed=r.seed, stop=r.stop)
+            for r in part
+        ]
+        outputs = engine.llm.generate(
+            [{"prompt_token_ids": r.prompt} for r in part], sampling, use_tqdm=False
+        )
         tokens += sum(len(output.outputs[0].token_ids) for output in outputs)
     return time.monotonic() - started, tokens
 
 
 def compare_shapes(options, engine, folder: Path):
     ours, warm_up, paper = (
-        open_run(folder / name, engine, options, decks) for name, decks in (("ours", options.decks), ("warm-up", options.decks), ("paper", 0))
+        open_run(folder / name, engine, options, decks)
+        for name, decks in (("ours", options.decks), ("warm-up", options.decks), ("paper", 0))
     )
     selfcodealign.gather_seeds(ours)
     for run in (warm_up, paper):
         shutil.copy(ours.path("seeds"), run.path("seeds"))
-    print(f"{'step':14}{'shape':16}{'items':>7}{'prompt tokens':>15}{'new tokens':>12}{'seconds':>9}{'x ours':>8}{'new tokens/s':>14}")
+    print(
+        f"{'step':14}{'shape':16}{'items':>7}{'prompt tokens':>15}{'new tokens':>12}{'seconds':>9}{'x ours':>8}{'new tokens/s':>14}"
+    )
     for step in options.steps.split(","):
         timed(warm_up, step)  # the first pass pays for what the engine allocates
         ours_seconds, requests = timed(ours, step)
-        shapes = {"ours": (ours_seconds, sum(r.row["tokens"] for r in requests)), "raw": raw(engine, requests, len(requests))}
+        shapes = {
+            "ours": (ours_seconds, sum(r.row["tokens"] for r in requests)),
+            "raw": raw(engine, requests, len(requests)),
+        }
         paper_seconds, paper_requests = timed(paper, step)
         shapes["ours, decks 0"] = (paper_seconds, sum(r.row["tokens"] for r in paper_requests))
         shapes["chunks"] = raw(engine, paper_requests, CHUNK)
         for shape, (seconds, tokens) in shapes.items():
-            prompt_tokens = sum(len(r.prompt) for r in (requests if shape in ("ours", "raw") else paper_requests))
+            prompt_tokens = sum(
+                len(r.prompt) for r in (requests if shape in ("ours", "raw") else paper_requests)
+            )
             line = f"{step:14}{shape:16}{len(requests):>7}{prompt_tokens:>15}{tokens:>12}{seconds:>9.1f}"
             print(f"{line}{seconds / ours_seconds:>8.2f}{tokens / seconds:>14.0f}", flush=True)
         for run in (warm_up, paper):
@@ -92,7 +112,10 @@ def compare_shapes(options, engine, folder: Path):
 
 
 def decks_table(options, engine, folder: Path):
-    print(f"{'decks':>6}{'S->C s':>9}{'C->I s':>9}{'concepts':>10}{'distinct':>10}{'instructions':>14}{'similarity':>12}", flush=True)
+    print(
+        f"{'decks':>6}{'S->C s':>9}{'C->I s':>9}{'concepts':>10}{'distinct':>10}{'instructions':>14}{'similarity':>12}",
+        flush=True,
+    )
     for decks in map(int, options.decks_table.split(",")):
         run = open_run(folder / str(decks), engine, options, decks)
         first = folder / options.decks_table.split(",")[0] / "seeds.jsonl"
@@ -110,13 +133,19 @@ def decks_table(options, engine, folder: Path):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default=str(ROOT / "models" / "smollm2-135m"))
     parser.add_argument("--items", type=int, default=48)
     parser.add_argument("--decks", type=int, default=2)
     parser.add_argument("--max-tokens", type=int, default=96)
     parser.add_argument("--steps", default=",".join(STEPS))
-    parser.add_argument("--decks-table", metavar="K,K,...", help="similarity: the mean over instructions of the largest word overlap (Jaccard) with another")
+    parser.add_argument(
+        "--decks-table",
+        metavar="K,K,...",
+        help="similarity: the mean over instructions of the largest word overlap (Jaccard) with another",
+    )
     options = parser.parse_args()
     engine = start_engine(options.model, 8192)
     with tempfile.TemporaryDirectory() as folder:

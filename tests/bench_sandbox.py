@@ -1,12 +1,14 @@
-"""Programs per second, side by side in interleaved rounds; the median of the rounds counts, and ratios more than rates.
+"""Programs per second, in interleaved rounds. The median of the rounds counts, and ratios more than rates.
 
     python tests/bench_sandbox.py [--rounds 3] [--programs 200] [--workers 2]
 
-    bare fork             fork, _exit and wait in a process of the same image as the sandbox's worker, nothing else: the floor
+    bare fork             fork, _exit and wait in a process like the sandbox's worker, nothing else: the floor
     all layers            sandbox.py as it is
     rlimits only          sandbox.py without namespaces, user id, landlock and seccomp
     cold python -I -S     a new interpreter per program
     process pool          a pool whose workers start a process per program, with EvalPlus's reliability_guard
+
+All shapes run the same short program.
 """
 
 import argparse
@@ -23,7 +25,14 @@ import time
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import sandbox
 
-PROGRAM = "def add(a, b):\n    return a + b\n\nassert add(1, 2) == 3\nassert add(-1, 1) == 0\nassert add('a', 'b') == 'ab'\n"
+PROGRAM = """
+def add(a, b):
+    return a + b
+
+assert add(1, 2) == 3
+assert add(-1, 1) == 0
+assert add("a", "b") == "ab"
+"""
 LAYERS = ("namespaces", "user", "privileges", "landlock", "seccomp")
 
 
@@ -62,11 +71,15 @@ def in_sandbox(box, programs):
 
 
 def cold(programs, workers):
-    with tempfile.NamedTemporaryFile("w", suffix=".py") as file, concurrent.futures.ThreadPoolExecutor(workers) as pool:
+    with (
+        tempfile.NamedTemporaryFile("w", suffix=".py") as file,
+        concurrent.futures.ThreadPoolExecutor(workers) as pool,
+    ):
         file.write(PROGRAM)
         file.flush()
         clock = time.perf_counter()
-        run = lambda _: subprocess.run([sys.executable, "-I", "-S", file.name], stdin=subprocess.DEVNULL, timeout=10).returncode
+        command = [sys.executable, "-I", "-S", file.name]
+        run = lambda _: subprocess.run(command, stdin=subprocess.DEVNULL, timeout=10).returncode
         assert not any(pool.map(run, range(programs)))
         return time.perf_counter() - clock
 
@@ -75,7 +88,8 @@ def guarded(code):
     from evalplus.eval.utils import create_tempdir, reliability_guard, swallow_io, time_limit
 
     with create_tempdir():
-        chdir, rmdir, unlink, rmtree = os.chdir, os.rmdir, os.unlink, shutil.rmtree  # the guard takes away what the clean-up needs
+        # The guard takes away what the clean-up needs.
+        chdir, rmdir, unlink, rmtree = os.chdir, os.rmdir, os.unlink, shutil.rmtree
         reliability_guard(4 << 30)
         with swallow_io(), time_limit(10):
             exec(code, {})
@@ -96,7 +110,9 @@ def process_pool(pool, programs):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--programs", type=int, default=200, help="for each shape in each round")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
@@ -112,7 +128,7 @@ def main():
             "cold python -I -S": lambda: cold(programs, workers),
         }
         try:
-            import evalplus.evaluate  # noqa: F401  loaded before the pool forks, as in the scripts that score with it
+            import evalplus.evaluate  # noqa: F401  loaded before the pool forks, as when one scores with it
         except ImportError:
             print("process pool: left out, evalplus is not installed", file=sys.stderr)
         else:
@@ -122,11 +138,15 @@ def main():
         for _ in range(options.rounds):
             for name, shape in shapes.items():
                 rates[name].append(programs / shape())
+        if "process pool" in shapes:
+            pool.shutdown()
         median = {name: statistics.median(values) for name, values in rates.items()}
-        print(f"{'':20}{'programs/s':>11}{'x cold':>8}{'of bare':>9}   rounds (load average {os.getloadavg()[0]:.1f}, {workers} workers)")
+        load = f"load average {os.getloadavg()[0]:.1f}, {workers} workers"
+        print(f"{'':20}{'programs/s':>11}{'x cold':>8}{'of bare':>9}   rounds ({load})")
         for name, rate in median.items():
+            times, share = rate / median["cold python -I -S"], rate / median["bare fork"]
             rounds = " ".join(f"{value:.0f}" for value in rates[name])
-            print(f"{name:20}{rate:11.0f}{rate / median['cold python -I -S']:8.2f}{rate / median['bare fork']:9.0%}   {rounds}")
+            print(f"{name:20}{rate:11.0f}{times:8.2f}{share:9.0%}   {rounds}")
 
 
 if __name__ == "__main__":

@@ -2,9 +2,10 @@
 
     python tests/bench_seeds.py [--source stdlib] [--functions 1000] [--checkers pyrefly basedpyright ty mypy]
 
-The steps run one after the other on one core, then the whole extraction on all. Then each checker that is installed gets the first
-`--functions` candidates, in the order of their hashes, as one folder; a verdict is "no error" or "some", and basedpyright with Pyright's
-standard rules, which were the paper's, is the reference. Processor seconds count more than seconds where others use the machine.
+The steps run one after the other on one core, then the whole extraction on all. Then each checker that is
+installed gets the first `--functions` candidates, in the order of their hashes, as one folder; a verdict is
+"no error" or "some", and basedpyright with Pyright's standard rules, which were the paper's, is the
+reference. Processor seconds count more than seconds where others use the machine.
 """
 
 import argparse
@@ -22,9 +23,11 @@ import warnings
 from pathlib import Path
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-import seeds
+from parts import seeds
 
-CHECKERS = {  # name: (command in the folder of programs, its configuration file and text, one match per error in its output)
+# Name: (command in the folder of programs, its configuration file and text, one match per error in its
+# output)
+CHECKERS = {
     "basedpyright": (
         ["basedpyright", "--pythonpath", sys.executable, "."], "pyrightconfig.json", '{"typeCheckingMode": "standard"}',
         r"seed_(\d+)\.py:\d+:\d+ - error",
@@ -65,7 +68,13 @@ def bench_steps(source):
     print(f"{'':34}{'items':>9}{'seconds':>10}{'processor s':>12}{'items/proc. s':>14}")
     files = timed("files read", lambda: list(seeds.read_sources(source)))
     modules = timed("files parsed", lambda: [parse(text) for _, text in files])
-    tops = [node for module in modules if module for node in module.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    tops = [
+        node
+        for module in modules
+        if module
+        for node in module.body
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
     shapes = timed("functions: shape", lambda: [seeds.shape_reject(node) for node in tops])
     fit = [node for node, reject in zip(tops, shapes) if reject is None]
     codes = [ast.unparse(node) for node in fit]
@@ -78,7 +87,9 @@ def bench_steps(source):
 
 def bench_checkers(codes, names):
     verdicts = {}
-    print(f"\n{len(codes)} functions\n{'':34}{'errors in':>9}{'seconds':>10}{'processor s':>12}{'per thousand':>14}")
+    print(
+        f"\n{len(codes)} functions\n{'':34}{'errors in':>9}{'seconds':>10}{'processor s':>12}{'per thousand':>14}"
+    )
     for name in names:
         command, config, text, error = CHECKERS[name]
         with tempfile.TemporaryDirectory() as folder:
@@ -93,16 +104,25 @@ def bench_checkers(codes, names):
                 continue
             wall, processor = time.perf_counter() - wall, processor_seconds() - processor
         verdicts[name] = {int(number) for number in re.findall(error, output)}
-        print(f"{name:34}{len(verdicts[name]):9}{wall:10.1f}{processor:12.1f}{1000 * processor / len(codes):14.1f}", flush=True)
+        print(
+            f"{name:34}{len(verdicts[name]):9}{wall:10.1f}{processor:12.1f}{1000 * processor / len(codes):14.1f}",
+            flush=True,
+        )
     if reference := verdicts.pop("basedpyright", None):
-        print(f"\n{'against basedpyright':34}{'same':>9}{'its errors found':>20}{'errors it does not have':>25}")
+        print(
+            f"\n{'against basedpyright':34}{'same':>9}{'its errors found':>20}{'errors it does not have':>25}"
+        )
         for name, found in verdicts.items():
             same = 1 - len(found ^ reference) / len(codes)
-            print(f"{name:34}{same:9.1%}{len(found & reference):14}/{len(reference):<5}{len(found - reference):25}")
+            print(
+                f"{name:34}{same:9.1%}{len(found & reference):14}/{len(reference):<5}{len(found - reference):25}"
+            )
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--source", default="stdlib", help="as of selfcodealign.py")
     parser.add_argument("--functions", type=int, default=1000, help="that each checker gets")
     parser.add_argument("--checkers", nargs="*", choices=CHECKERS, default=list(CHECKERS))

@@ -1,13 +1,14 @@
-"""train.py beside TRL's SFTTrainer: tokens per second, peak memory and loss on the same model, examples, global batch and precision.
+"""train.py beside TRL's SFTTrainer: tokens per second, peak memory and loss of the same steps.
 
     pip install trl==1.16.0
-    python tests/bench_train.py --model models/smollm2-135m --data runs/first/sft.jsonl [--examples 32] [--steps 3] [--rounds 2]
+    python tests/bench_train.py --model models/smollm2-135m --data runs/first/sft.jsonl [--steps 3]
 
-Each run is a process of its own and the two alternate. A step learns all of the examples, so both take the same gradient, and their losses
-must agree but for rounding. The first step, which warms up, is not timed. TRL packs into rows of --max-length, best fit, a row at a time,
-without recomputing activations; ours gets packs of as many tokens; `padded` is TRL without packing, 4 examples at a time. Pure bf16,
-Adafactor, no clipping, no warm-up in all.
-`--clock cpu` counts processor seconds instead: for a machine that is busy with other work, with OMP_NUM_THREADS=1.
+Each run is a process of its own and the two alternate. A step learns all of the examples, so both take the
+same gradient, and their losses must agree but for rounding. The first step, which warms up, is not timed.
+TRL packs into rows of --max-length, best fit, a row at a time, without gradient checkpointing; ours gets
+packs of as many tokens; `padded` is TRL without packing, 4 examples at a time. Pure bf16, Adafactor, no
+clipping and no warm-up in all. `--clock cpu` counts processor seconds, for a busy machine, with
+OMP_NUM_THREADS=1.
 """
 
 import argparse
@@ -30,12 +31,13 @@ CLOCKS = {"wall": time.monotonic, "cpu": time.process_time}
 
 def ours(arguments, data: Path, out: Path) -> list[dict]:
     train.time = SimpleNamespace(monotonic=CLOCKS[arguments.clock])
-    sys.argv = ["train.py", "--model", arguments.model, "--data", str(data), "--out", str(out / "model"), "--epochs", str(arguments.steps),
-                "--batch-size", str(arguments.examples), "--warmup", "0", "--max-length", str(arguments.max_length),
-                "--pack-tokens", str(arguments.max_length)]  # fmt: skip
+    train.WARMUP = 0
+    options = {"model": arguments.model, "data": data, "out": out / "model", "epochs": arguments.steps}
+    options |= {"batch-size": arguments.examples, "max-length": arguments.max_length, "pack-tokens": 1}
+    sys.argv = ["train.py", *(f"--{name}={value}" for name, value in options.items())]
     train.train(train.parse_arguments())
     rows = [json.loads(line) for line in (out / "model" / "log.jsonl").read_text().splitlines()]
-    return [{"loss": row["loss"], "tokens": row["tokens"], "seconds": row["tokens"] / row["tokens_per_second"]} for row in rows]
+    return [row | {"seconds": row["tokens"] / row["tokens_per_second"]} for row in rows]
 
 
 def trl(arguments, data: Path, out: Path, packing: bool) -> list[dict]:
@@ -44,21 +46,36 @@ def trl(arguments, data: Path, out: Path, packing: bool) -> list[dict]:
     from transformers import TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
-    model, tokenizer = train.load(SimpleNamespace(model=arguments.model, precision="bf16", attention="sdpa"))
-    encoded = [train.encode_example(tokenizer, **pair) for pair in train.read_pairs(data)]
+    settings = {"precision": "bf16", "attention": "sdpa", "chat_template": "new"}
+    model, tokenizer = train.load(SimpleNamespace(model=arguments.model, **settings))
+    encoded = [train.encode_example(tokenizer, *pair) for pair in train.read_pairs(data)]
     encoded = [(ids[: arguments.max_length], prompt) for ids, prompt in encoded]
     tokens = sum(len(ids) for ids, _ in encoded)
     mask = [[0] * prompt + [1] * (len(ids) - prompt) for ids, prompt in encoded]
-    examples = Dataset.from_list([{"input_ids": ids, "completion_mask": learned} for (ids, _), learned in zip(encoded, mask)])
-    rows = len(train.best_fit([len(ids) for ids, _ in encoded], arguments.max_length)) if packing else len(encoded)
+    columns = [{"input_ids": ids, "completion_mask": learned} for (ids, _), learned in zip(encoded, mask)]
+    rows = len(train.best_fit(encoded, arguments.max_length)) if packing else len(encoded)
     at_once = 1 if packing else 4
     settings = SFTConfig(
-        output_dir=str(out), packing=packing, max_length=arguments.max_length, completion_only_loss=True, gradient_checkpointing=False,
-        per_device_train_batch_size=at_once, gradient_accumulation_steps=rows // at_once, num_train_epochs=arguments.steps,
+        output_dir=str(out),
+        packing=packing,
+        max_length=arguments.max_length,
+        completion_only_loss=True,
+        gradient_checkpointing=False,
+        per_device_train_batch_size=at_once,
+        gradient_accumulation_steps=rows // at_once,
+        num_train_epochs=arguments.steps,
         use_cpu=not torch.cuda.is_available(),
-        optim="adafactor", learning_rate=1e-5, lr_scheduler_type="linear", warmup_steps=0, max_grad_norm=0, bf16=False,
-        logging_steps=1, save_strategy="no", report_to="none", disable_tqdm=True,
-    )  # fmt: skip
+        optim="adafactor",
+        learning_rate=1e-5,
+        lr_scheduler_type="linear",
+        warmup_steps=0,
+        max_grad_norm=0,
+        bf16=False,
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
     clock, log = CLOCKS[arguments.clock], []
 
     class Steps(TrainerCallback):
@@ -68,8 +85,9 @@ def trl(arguments, data: Path, out: Path, packing: bool) -> list[dict]:
         def on_step_end(self, *_, **__):
             log.append({"tokens": tokens, "seconds": clock() - self.started})
 
-    trainer = SFTTrainer(model, settings, train_dataset=examples, processing_class=tokenizer, callbacks=[Steps()])
-    assert len(trainer.train_dataset) == rows, "TRL packs into another number of rows: a step would not be the whole data"
+    data_options = {"train_dataset": Dataset.from_list(columns), "processing_class": tokenizer}
+    trainer = SFTTrainer(model, settings, callbacks=[Steps()], **data_options)
+    assert len(trainer.train_dataset) == rows, "TRL packs into other rows: a step is not the whole data"
     trainer.train()
     for row, told in zip(log, (row for row in trainer.state.log_history if "loss" in row), strict=True):
         row["loss"] = told["loss"]
@@ -77,15 +95,17 @@ def trl(arguments, data: Path, out: Path, packing: bool) -> list[dict]:
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("--model", default="models/smollm2-135m")
-    parser.add_argument("--data", required=True, type=Path, help="JSON Lines with `instruction` and `response`")
+    parser.add_argument("--data", required=True, type=Path, help="as for train.py")
     parser.add_argument("--examples", type=int, default=32, help="a multiple of 4")
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--max-length", type=int, default=1280)
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
-    parser.add_argument("--only", choices=["ours", "trl", "padded"], help=argparse.SUPPRESS)  # one run, in a process of its own
+    # one run, in a process of its own
+    parser.add_argument("--only", choices=["ours", "trl", "padded"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
 
     with tempfile.TemporaryDirectory() as folder:
@@ -94,22 +114,28 @@ def main():
         data.write_text("".join(lines))
         if arguments.only:
             out = Path(folder)
-            log = ours(arguments, data, out) if arguments.only == "ours" else trl(arguments, data, out, packing=arguments.only == "trl")
+            if arguments.only == "ours":
+                log = ours(arguments, data, out)
+            else:
+                log = trl(arguments, data, out, packing=arguments.only == "trl")
             timed = log[1:]
             speed = sum(row["tokens"] for row in timed) / sum(row["seconds"] for row in timed)
             memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-            print("\n" + json.dumps({"speed": speed, "peak_gb": memory, "losses": [row["loss"] for row in log]}))
+            losses = [row["loss"] for row in log]
+            print("\n" + json.dumps({"speed": speed, "peak_gb": memory, "losses": losses}))
             return
 
     speeds = {"ours": [], "trl": [], "padded": []}
     print(f"load {os.getloadavg()[0]:.1f}, {arguments.clock} seconds")
     for _ in range(arguments.rounds):
         for name in speeds:
-            run = subprocess.run([sys.executable, __file__, *sys.argv[1:], "--only", name], stdout=subprocess.PIPE, text=True, check=True)
+            command = [sys.executable, __file__, *sys.argv[1:], "--only", name]
+            run = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
             result = json.loads(run.stdout.splitlines()[-1])
             speeds[name].append(result["speed"])
-            print(f"{name:6} {result['speed']:8.1f} tokens/s  peak {result['peak_gb']:5.2f} GB  losses "
-                  + " ".join(f"{loss:.4f}" for loss in result["losses"]), flush=True)  # fmt: skip
+            losses = " ".join(f"{loss:.4f}" for loss in result["losses"])
+            rates = f"{result['speed']:8.1f} tokens/s  peak {result['peak_gb']:5.2f} GB"
+            print(f"{name:6} {rates}  losses {losses}", flush=True)
     for name in ("trl", "padded"):
         ratio = statistics.median(a / b for a, b in zip(speeds["ours"], speeds[name]))
         print(f"ours / {name}: {ratio:.2f} (median of {arguments.rounds} rounds)")

@@ -8,15 +8,15 @@ import pytest
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from decontamination import OVERRIDES, load_benchmark  # noqa: E402
-from rows import BadInput  # noqa: E402
+from parts.contamination import OVERRIDES, load_benchmark  # noqa: E402
+from parts.rows import BadInput  # noqa: E402
 
 
 @pytest.fixture(scope="session")
 def model() -> str:
     """The embedded model's checkpoint folder, which test.sh makes."""
     folder = ROOT / "models" / "smollm2-135m"
-    assert folder.is_dir(), f"make it first: python embedded.py {folder}"
+    assert folder.is_dir(), f"make it first: python extras/embedded.py {folder}"
     return str(folder)
 
 
@@ -31,7 +31,8 @@ def benchmarks() -> dict[str, dict[str, dict]]:
 
 @pytest.fixture
 def command():
-    """Runs one of the scripts and gives the finished process; `prefix` goes before the interpreter, `env` is added to ours."""
+    """Runs one of the scripts and gives the finished process; `prefix` goes before the interpreter, `env` is
+    added to ours."""
 
     def run(script: str, *arguments, prefix=(), env={}):
         return subprocess.run(

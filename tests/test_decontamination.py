@@ -12,8 +12,9 @@ import textwrap
 
 import pytest
 
-from decontamination import MIN_NEEDLE, OVERRIDES, Decontaminator, Trial, load_benchmark, normalise, plan_tries, same, solves, task_texts
-from rows import BadInput
+from extras.behaviour import Trial, make_trials, plan_tries, same, solved_tasks, solves
+from parts.contamination import MIN_NEEDLE, OVERRIDES, Decontaminator, load_benchmark, normalise, task_texts
+from parts.rows import BadInput
 from sandbox import Sandbox
 
 
@@ -47,14 +48,17 @@ def test_a_copy_with_every_sixteenth_word_replaced_is_found_and_its_task_named(d
             finding = decontaminator.contaminated_by(" ".join(words))
             found.append(finding is not None)
             named += finding is not None and finding.task == task_id
-    assert len(found) > 300 and all(found) and named > 0.95 * len(found), (len(found), sum(found), named)  # some tasks share a wording
+    # Some tasks share a wording
+    assert len(found) > 300 and all(found) and named > 0.95 * len(found), (len(found), sum(found), named)
 
 
 def test_modules_of_the_library_hold_no_task(decontaminator):
     for module in (ast, gzip, inspect, json, random, re, statistics, textwrap):
         for node in ast.walk(ast.parse(inspect.getsource(module))):
             if isinstance(node, ast.FunctionDef):
-                assert decontaminator.contaminated_by(ast.unparse(node)) is None, f"{module.__name__}.{node.name}"
+                assert decontaminator.contaminated_by(ast.unparse(node)) is None, (
+                    f"{module.__name__}.{node.name}"
+                )
 
 
 def test_further_benchmarks_come_from_a_folder_of_files(tmp_path, monkeypatch):
@@ -62,16 +66,24 @@ def test_further_benchmarks_come_from_a_folder_of_files(tmp_path, monkeypatch):
         monkeypatch.setenv(override, str(tmp_path / "none"))
     wording = " ".join(f"word{number}" for number in range(30))
     code = "def f(values):\r\n    return sorted(values, key=lambda value: -value)\r\n"
-    (tmp_path / "one.jsonl.gz").write_bytes(gzip.compress(json.dumps({"task_id": 7, "text": wording, "code": code}).encode() + b"\n"))
+    (tmp_path / "one.jsonl.gz").write_bytes(
+        gzip.compress(json.dumps({"task_id": 7, "text": wording, "code": code}).encode() + b"\n")
+    )
     (tmp_path / "two.json").write_text(json.dumps([{"question": wording[::-1]}]))
     found = Decontaminator(str(tmp_path))
     assert "one, two" in found.coverage and found.coverage.count("NOT SEARCHED") == 2
-    assert found.contaminated_by(code.replace("\r", "")).task == found.contaminated_by(wording).task == "one/7"
-    assert found.contaminated_by(wording[::-1]).task == "two/1" and found.contaminated_by("word1 word2 word3") is None
+    assert (
+        found.contaminated_by(code.replace("\r", "")).task == found.contaminated_by(wording).task == "one/7"
+    )
+    assert (
+        found.contaminated_by(wording[::-1]).task == "two/1"
+        and found.contaminated_by("word1 word2 word3") is None
+    )
 
 
 @pytest.mark.parametrize(
-    "name, content", [("a.jsonl", "{"), ("a.jsonl", '{"x": 1}\n'), ("a.jsonl.gz", "no"), ("a.json", "[1]"), ("a.txt", "")]
+    "name, content",
+    [("a.jsonl", "{"), ("a.jsonl", '{"x": 1}\n'), ("a.jsonl.gz", "no"), ("a.json", "[1]"), ("a.txt", "")],
 )
 def test_a_folder_without_readable_tasks_is_named(tmp_path, monkeypatch, name, content):
     for override in OVERRIDES.values():
@@ -81,7 +93,12 @@ def test_a_folder_without_readable_tasks_is_named(tmp_path, monkeypatch, name, c
         Decontaminator(str(tmp_path))
 
 
-# -------------------------------------------------------------------------------------------------------------- by execution
+# ----------------------------------------------------------------------------------------------- by execution
+
+
+@pytest.fixture(scope="module")
+def trials(decontaminator) -> list[Trial]:
+    return make_trials(decontaminator.runnable)
 
 
 @pytest.fixture(scope="module")
@@ -96,21 +113,27 @@ def rewritten(task: dict) -> str:
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef) and ast.get_docstring(node) is not None:
             node.body = node.body[1:]
-    arguments = next(node.args for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == task["entry_point"])
+    arguments = next(
+        node.args
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef) and node.name == task["entry_point"]
+    )
     names = [f"given_{n}" for n in range(len(arguments.args))]
-    tree.body.append(ast.parse(f"def answer({', '.join(names)}):\n    return _step({', '.join(names)})").body[0])
+    tree.body.append(
+        ast.parse(f"def answer({', '.join(names)}):\n    return _step({', '.join(names)})").body[0]
+    )
     return re.sub(rf"\b{task['entry_point']}\b", "_step", ast.unparse(tree))
 
 
-def test_rewritten_references_are_found_by_what_they_do(decontaminator, tasks, box):
-    planted = {trial.task: rewritten(tasks[trial.task]) for trial in decontaminator.trials[::9]}
-    found = {key: (solved, missing) for key, solved, missing in decontaminator.solved_tasks(box, planted.items())}
+def test_rewritten_references_are_found_by_what_they_do(trials, tasks, box):
+    planted = {trial.task: rewritten(tasks[trial.task]) for trial in trials[::9]}
+    found = {key: (solved, missing) for key, solved, missing in solved_tasks(trials, box, planted.items())}
     assert len(planted) > 50
     assert [key for key in planted if key not in found[key][0]] == []
 
 
-def test_what_hangs_exits_or_crashes_solves_nothing_and_hides_nothing(decontaminator, tasks, box):
-    trial = next(trial for trial in decontaminator.trials if trial.arity == 1)
+def test_what_hangs_exits_or_crashes_solves_nothing_and_hides_nothing(trials, tasks, box):
+    trial = next(trial for trial in trials if trial.arity == 1)
     right = rewritten(tasks[trial.task])
     harmful = {
         "ordinary": "def f(x):\n    return x\ndef g(x, y):\n    return None",
@@ -120,28 +143,41 @@ def test_what_hangs_exits_or_crashes_solves_nothing_and_hides_nothing(decontamin
         "raises": "import sys\ndef f(x):\n    sys.exit(0)",
         "module exits": "import os\ndef f(x):\n    return x\nos._exit(0)",
     }
-    found = {key: (solved, missing) for key, solved, missing in decontaminator.solved_tasks(box, harmful.items())}
+    found = {key: (solved, missing) for key, solved, missing in solved_tasks(trials, box, harmful.items())}
     assert all(solved == [] for solved, _ in found.values())
     assert found["ordinary"][1] == found["raises"][1] == 0
     assert all(found[key][1] > 100 for key in ("loops", "exits", "crashes", "module exits"))
     first = marshal.loads(trial.examples[0][0])[0]
     after = f"def {trial.name}(x):\n    if x == {first!r}:\n        while True:\n            pass\n{right}"
-    [(_, solved, missing)] = decontaminator.solved_tasks(box, [("after", after)])
+    [(_, solved, missing)] = solved_tasks(trials, box, [("after", after)])
     assert trial.task in solved and missing == 0
 
 
-def test_every_task_that_a_code_solves_is_named(decontaminator, tasks, box):
-    one, other = (next(trial.task for trial in decontaminator.trials if trial.arity == arity) for arity in (1, 2))
-    both = rewritten(tasks[one]) + "\n" + rewritten(tasks[other]).replace("_step", "_other").replace("answer", "second")
-    [(key, solved, missing)] = decontaminator.solved_tasks(box, [("both", both)])
+def test_a_later_function_that_sleeps_hides_nothing(trials, tasks, box):
+    trial = next(trial for trial in trials if trial.arity == 2)
+    code = rewritten(tasks[trial.task]) + "\nimport time\ndef slow(x, y):\n    time.sleep(5)"
+    [(_, solved, missing)] = solved_tasks(trials, box, [("slow", code)])
+    assert trial.task in solved and missing > 0
+
+
+def test_every_task_that_a_code_solves_is_named(trials, tasks, box):
+    one, other = (next(trial.task for trial in trials if trial.arity == arity) for arity in (1, 2))
+    both = (
+        rewritten(tasks[one])
+        + "\n"
+        + rewritten(tasks[other]).replace("_step", "_other").replace("answer", "second")
+    )
+    [(key, solved, missing)] = solved_tasks(trials, box, [("both", both)])
     assert {one, other} <= set(solved) and key == "both" and missing == 0
 
 
-def test_no_task_is_tried_that_tells_nothing(decontaminator):
+def test_no_task_is_tried_that_tells_nothing(trials):
     constant_or_builtin = [lambda *_: True, lambda *_: None, lambda *_: [], len, sum, sorted, max]
-    for trial in decontaminator.trials:
-        assert not any(solves(function, trial.as_set, trial.examples) for function in constant_or_builtin), trial.task
-    assert len(decontaminator.trials) > 450
+    for trial in trials:
+        assert not any(solves(function, trial.as_set, trial.examples) for function in constant_or_builtin), (
+            trial.task
+        )
+    assert len(trials) > 450
 
 
 def test_arguments_are_counted_as_a_call_counts_them():

@@ -1,4 +1,4 @@
-"""eval.py against independent truth: EvalPlus's own command and reference solutions, and statistics worked out elsewhere."""
+"""eval.py against EvalPlus's own command and reference solutions, and statistics worked out elsewhere."""
 
 import gzip
 import itertools
@@ -7,20 +7,23 @@ import math
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from test_errors import refused
 
-from compare import paired, pass_at, pooled, summary
-from decontamination import OVERRIDES, load_benchmark
-from eval import Benchmark, check_folder, fenced_block, load, read_samples
-from rows import BadInput
-from scoring import check_all, make_patient
+import eval as ours
+from eval import check_folder, fenced_block, fingerprint, load_tasks, paired, pooled, read_samples, summary
+from extras.comparison import write_pages
+from parts.contamination import OVERRIDES, load_benchmark
+from parts.rows import BadInput
+from parts.scoring import check_all, prepare_process
 
 needs_benchmark = pytest.mark.skipif(
     not all(os.environ.get(name) for name in OVERRIDES.values()),
@@ -38,13 +41,15 @@ def write_rows(path: Path, rows: list[dict]) -> Path:
 def first_tasks(benchmark: str, number: int, folder: Path) -> dict[str, str]:
     """The environment in which a benchmark has only its first tasks, and HumanEval/32."""
     path = Path(os.environ[OVERRIDES[benchmark]])
-    lines = (gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()).splitlines(keepends=True)
+    lines = (gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()).splitlines(
+        keepends=True
+    )
     lines = [line for n, line in enumerate(lines) if n < number or b'"HumanEval/32"' in line]
     (folder / f"{benchmark}.jsonl").write_bytes(b"".join(lines))
     return {OVERRIDES[benchmark]: str(folder / f"{benchmark}.jsonl")}
 
 
-# ---------------------------------------------------------------------------------------------------------------- scoring
+# ------------------------------------------------------------------------------------------ scoring
 
 
 @needs_benchmark
@@ -57,23 +62,40 @@ def test_reference_solutions_pass_and_wrong_ones_do_not(benchmark, tmp_path, com
     for task_id in tasks:
         task = tasks[task_id]
         if task_id in wrong:
-            rows.append({"task_id": task_id, "solution": f"def {task['entry_point']}(*arguments):\n    return 'no such answer'"})
+            rows.append(
+                {
+                    "task_id": task_id,
+                    "solution": f"def {task['entry_point']}(*arguments):\n    return 'no such answer'",
+                }
+            )
         elif benchmark == "humaneval":
             rows.append({"task_id": task_id, "completion": task["canonical_solution"]})
         else:
             rows.append({"task_id": task_id, "solution": task["prompt"] + task["canonical_solution"]})
     samples = write_rows(tmp_path / "samples.jsonl", rows)
-    score = ["eval.py", "--samples", samples, "--benchmark", benchmark, "--out", tmp_path / "result", "--limit", len(chosen)]
+    score = [
+        "eval.py",
+        "--samples",
+        samples,
+        "--benchmark",
+        benchmark,
+        "--out",
+        tmp_path / "result",
+        "--limit",
+        len(chosen),
+    ]
     done = command(*score)
     assert done.returncode == 0, done.stderr[-2000:]
     result = json.loads((tmp_path / "result" / "result.json").read_text())
-    assert result["tasks"] == {task_id: {"base": task_id not in wrong, "plus": task_id not in wrong} for task_id in chosen}
+    assert result["tasks"] == {
+        task_id: {"base": task_id not in wrong, "plus": task_id not in wrong} for task_id in chosen
+    }
     assert result["plus"]["k"] == 12 and result["plus"]["n"] == 16 and result["dataset_md5"] == file_hash
     assert result["dataset_version"] in ("HumanEval+ v0.1.10", "MBPP+ v0.2.0")
 
-    assert "12 of 16" in command(*score).stdout
+    assert "75.0 (12/16)" in command(*score).stdout
     (tmp_path / "result" / "result.json").unlink()  # killed before its end: the verdicts on disk stand
-    assert "12 of 16" in command(*score).stdout
+    assert "75.0 (12/16)" in command(*score).stdout
     samples.write_text(samples.read_text() + "\n")
     refused(command(*score), "another fingerprint")  # never an old result for new samples
 
@@ -107,18 +129,24 @@ def answers_of_all_kinds(tasks: dict[str, dict]) -> list[dict]:
 @needs_benchmark
 @pytest.mark.parametrize(
     "benchmark, number",
-    [("humaneval", 11), ("mbpp", 11), pytest.param("humaneval", 164, marks=slow), pytest.param("mbpp", 378, marks=slow)],
+    [
+        ("humaneval", 11),
+        pytest.param("mbpp", 11, marks=slow),
+        pytest.param("humaneval", 164, marks=slow),
+        pytest.param("mbpp", 378, marks=slow),
+    ],
 )
 def test_verdicts_are_those_of_evalplus_own_command(benchmark, number, tmp_path, command, monkeypatch):
     env = first_tasks(benchmark, number, tmp_path) | {"XDG_CACHE_HOME": str(tmp_path)}
     monkeypatch.setenv(*next(iter(env.items())))
     tasks, _ = load_benchmark(benchmark)
     samples = write_rows(tmp_path / "samples.jsonl", answers_of_all_kinds(tasks))
-    evalplus = subprocess.Popen(
-        [sys.executable, "-m", "evalplus.evaluate", "--dataset", benchmark, "--samples", samples, "--min-time-limit", "4"],
-        env=os.environ | env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-    )  # fmt: skip
-    done = command("eval.py", "--samples", samples, "--benchmark", benchmark, "--out", tmp_path / "ours", env=env)
+    own = [sys.executable, "-m", "evalplus.evaluate", "--dataset", benchmark, "--samples", samples]
+    own += ["--min-time-limit", "4"]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    evalplus = subprocess.Popen(own, env=os.environ | env, **quiet)
+    ours = ["--samples", samples, "--benchmark", benchmark, "--out", tmp_path / "ours"]
+    done = command("eval.py", *ours, env=env)
     assert done.returncode == 0, done.stderr[-2000:]
     assert evalplus.wait() == 0, evalplus.stderr.read()[-2000:]
     theirs = json.loads((tmp_path / "samples_eval_results.json").read_text())["eval"]
@@ -140,8 +168,10 @@ def spin():
 def test_a_busy_machine_changes_no_verdict():
     tasks, _ = load_benchmark("humaneval")
     chosen = {task_id: tasks[task_id] for task_id in list(tasks)[:2]}
-    late = "\nimport time\nhonest, {0} = {0}, None\ndef {0}(*arguments, calls=[]):\n    calls.append(time.process_time())\n"
-    late += "    while len(calls) == 1 and time.process_time() < calls[0] + {1}:\n        pass\n    return honest(*arguments)"
+    late = "\nimport time\nhonest, {0} = {0}, None\ndef {0}(*arguments, calls=[]):\n"
+    late += "    calls.append(time.process_time())\n"
+    late += "    while len(calls) == 1 and time.process_time() < calls[0] + {1}:\n        pass\n"
+    late += "    return honest(*arguments)"
     solutions, expected = {}, {}
     for (task_id, task), seconds in zip(chosen.items(), (2.4, 5)):
         right = task["prompt"] + task["canonical_solution"]
@@ -151,23 +181,28 @@ def test_a_busy_machine_changes_no_verdict():
     for burner in burners:
         burner.start()
     try:
-        verdicts = {(task_id, solution): verdict for task_id, solution, verdict in check_all("humaneval", chosen, solutions, workers=2)}
+        verdicts = {
+            (task_id, solution): verdict
+            for task_id, solution, verdict in check_all("humaneval", chosen, solutions, workers=2)
+        }
     finally:
         for burner in burners:
             burner.kill()
-    assert {key: verdict["base"] == "pass" and verdict["plus"] == "pass" for key, verdict in verdicts.items()} == expected
+    assert {
+        key: verdict["base"] == "pass" and verdict["plus"] == "pass" for key, verdict in verdicts.items()
+    } == expected
 
 
 def test_a_limit_of_evalplus_that_kills_it_does_no_harm(monkeypatch):
     monkeypatch.setenv("EVALPLUS_TIMEOUT_PER_TASK", "60")
-    process = multiprocessing.get_context("spawn").Process(target=make_patient_and_check)
+    process = multiprocessing.get_context("spawn").Process(target=prepare_and_check)
     process.start()
     process.join()
     assert process.exitcode == 0
 
 
-def make_patient_and_check():
-    make_patient()
+def prepare_and_check():
+    prepare_process()
     from evalplus.eval import untrusted_check
 
     assert untrusted_check("humaneval", "def f(x): return x", [[1]], "f", [1], 0, [0.0], True)[0] == "pass"
@@ -184,35 +219,48 @@ def test_a_packed_benchmark_file_has_the_hash_of_its_contents(tmp_path, monkeypa
         assert len(tasks) == 164 and file_hash == "fe585eb4df8c88d844eeb463ea4d0302"
 
 
-# ------------------------------------------------------------------------------------------------------- input and answers
+# ------------------------------------------------------------------------------------------ input and answers
 
 
 @pytest.mark.parametrize(
     "lines, says",
     [
         (['{"task_id": "A/0", "solution": "x"}', "{oops"], ":2: not a JSON object"),
-        (['{"task_id": "A/0", "answer": "x"}'], ":1: not a JSON object"),
-        (['{"task_id": "A/0", "solution": null}'], ":1: not a JSON object"),
+        (['{"task_id": "A/0", "answer": "x"}'], ":1: neither `solution` nor"),
+        (['{"task_id": "A/0", "solution": null}'], ":1: neither `solution` nor"),
         (['{"task_id": "B/0", "solution": "x"}'], ":1: the benchmark has no task B/0"),
-        (['{"task_id": "A/0", "solution": "x"}'] * 2 + ['{"task_id": "A/1", "solution": "x"}'], "1 samples of A/1 and 2 of A/0"),
-        (['{"task_id": "A/0", "solution": "x"}'], "no sample of 1 of 2 tasks, A/1"),
+        (
+            ['{"task_id": "A/0", "solution": "x"}'] * 2 + ['{"task_id": "A/1", "solution": "x"}'],
+            "1 samples of A/1 and 2 of A/0: each task",
+        ),
+        (['{"task_id": "A/0", "solution": "x"}'], "0 samples of A/1 and 1 of A/0"),
+        ([], "0 samples of"),
     ],
 )
 def test_a_bad_samples_file_is_refused(lines, says, tmp_path):
     path = tmp_path / "samples.jsonl"
     path.write_text("\n".join(lines))
     with pytest.raises(BadInput) as error:
-        read_samples(path, Benchmark("any", {"A/0": {"prompt": ""}, "A/1": {"prompt": ""}}, ""))
+        read_samples(path, {"A/0": {"prompt": ""}, "A/1": {"prompt": ""}})
     assert says in str(error.value)
 
 
 @pytest.mark.parametrize(
     "text, code",
     [
-        (f"Sure.\n{TICKS}python\n@cache\ndef f(x):\n    return x\n{TICKS}\nDone.", "@cache\ndef f(x):\n    return x\n"),
-        (f"{TICKS}sh\npip install x\n{TICKS}\n{TICKS}py\ndef f(x): pass\n{TICKS}\n{TICKS}\nf(1)\n{TICKS}", "def f(x): pass\n"),
+        (
+            f"Sure.\n{TICKS}python\n@cache\ndef f(x):\n    return x\n{TICKS}\nDone.",
+            "@cache\ndef f(x):\n    return x\n",
+        ),
+        (
+            f"{TICKS}sh\npip install x\n{TICKS}\n{TICKS}py\ndef f(x): pass\n{TICKS}\n{TICKS}\nf(1)\n{TICKS}",
+            "def f(x): pass\n",
+        ),
         (f"1. So:\n   {TICKS}python\n   def f(x):\n       return x\n   {TICKS}", "def f(x):\n    return x\n"),
-        (f"{TICKS}python\ndef f(x):\n    return x", "def f(x):\n    return x"),  # the answer ran out of tokens
+        (
+            f"{TICKS}python\ndef f(x):\n    return x",
+            "def f(x):\n    return x",
+        ),  # the answer ran out of tokens
         ("def f(x): return x", "def f(x): return x"),
         (f"{TICKS}\ndef f_of(x): pass\n{TICKS}\n{TICKS}\ndef f(x): pass\n{TICKS}", "def f(x): pass\n"),
     ],
@@ -238,33 +286,79 @@ def test_wrong_options_are_refused(command, tmp_path, model):
     out = ["--benchmark", "humaneval", "--out", tmp_path / "out"]
     refused(command("eval.py", "--model", model, "--samples", 3, *out), "--temperature")
     refused(command("eval.py", "--model", model, "--samples", "file.jsonl", *out), "number of answers")
-    refused(command("eval.py", "--model", model, model, *out), "2 --out folders")
+    refused(command("eval.py", "--model", model, model, *out), "2 --out wanted")
     refused(command("eval.py", "--model", model, "--benchmark", "self", "--out", tmp_path / "out"), "--data")
+    refused(command("eval.py", "--model", model, "--limit", 0, *out), "--limit")
     refused(command("eval.py", "--samples", tmp_path / "none.jsonl", *out), "none.jsonl")
     assert not (tmp_path / "out").exists()
 
 
-# -------------------------------------------------------------------------------------------------------- self-made tasks
+def test_a_copied_model_is_the_same_and_other_weights_are_not(tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    weights = bytearray(os.urandom(5 * 2**20))
+    (folder / "model.safetensors").write_bytes(weights)
+    (folder / "config.json").write_text("{}")
+    shutil.copytree(folder, tmp_path / "copy", copy_function=shutil.copyfile)  # other times
+    os.utime(tmp_path / "copy" / "config.json", (0, 0))
+    assert fingerprint(folder) == fingerprint(tmp_path / "copy")
+    for place in range(0, len(weights), 100_000):  # training changes weights everywhere
+        weights[place] ^= 1
+    (tmp_path / "copy" / "model.safetensors").write_bytes(weights)
+    assert fingerprint(folder) != fingerprint(tmp_path / "copy")
+    (folder / "config.json").write_text("[]")
+    assert len({fingerprint(folder), fingerprint(tmp_path / "copy"), fingerprint(tmp_path / "none")}) == 3
+
+
+@pytest.mark.parametrize(
+    "kib, solution, file", [(0, "", "settings"), (2, 60 * " ", "samples"), (3, "", "verdicts")]
+)
+def test_a_write_that_fails_names_the_file(kib, solution, file, command, tmp_path):
+    task = {"instruction": "Write f.", "tests": f"{TICKS}python\nassert f()\n{TICKS}"}
+    data = write_rows(tmp_path / "data.jsonl", [{"id": f"{n}", **task} for n in range(60)])
+    samples = [{"task_id": f"{n}", "solution": solution} for n in range(60)]
+    samples = write_rows(tmp_path / "samples.jsonl", samples)
+    out = ["--benchmark", "self", "--data", data, "--out", tmp_path / "out"]
+    limited = ["bash", "-c", f'ulimit -f {kib}; exec "$0" "$@"']  # the size of a file
+    done = command("eval.py", "--samples", samples, *out, prefix=limited)
+    refused(done, f"cannot write {tmp_path / 'out' / file}.json")
+
+
+# ------------------------------------------------------------------------------------------ self-made tasks
 
 
 def self_made(folder: Path) -> Path:
     rows = []
     for number in range(4):
-        rows.append({
-            "id": f"task{number}",
-            "instruction": f"Write a function `add{number}(x)` that returns x plus {number}.",
-            "tests": f"{TICKS}python\nassert add{number}(1) == {number + 1}\n{TICKS}",
-        })
+        rows.append(
+            {
+                "id": f"task{number}",
+                "instruction": f"Write a function `add{number}(x)` that returns x plus {number}.",
+                "tests": f"{TICKS}python\nassert add{number}(1) == {number + 1}\n{TICKS}",
+            }
+        )
     return write_rows(folder / "heldout.jsonl", rows)
 
 
 def test_self_made_tasks_are_scored_by_their_own_tests(tmp_path, command):
     data = self_made(tmp_path)
-    good = [f"So:\n{TICKS}python\ndef add{number}(x):\n    return x + {number}\n{TICKS}" for number in range(4)]
-    bad = [good[1], f"{TICKS}python\ndef add1(x)\n    input(\n{TICKS}", "no code", f"{TICKS}python\nimport sys\nsys.exit(0)\n{TICKS}"]
+    good = [
+        f"So:\n{TICKS}python\ndef add{number}(x):\n    return x + {number}\n{TICKS}" for number in range(4)
+    ]
+    bad = [
+        good[1],
+        f"{TICKS}python\ndef add1(x)\n    input(\n{TICKS}",
+        "no code",
+        f"{TICKS}python\nimport sys\nsys.exit(0)\n{TICKS}",
+    ]
     for name, answers in (("good", good), ("bad", bad)):
-        samples = write_rows(tmp_path / f"{name}.jsonl", [{"task_id": f"task{n}", "solution": text} for n, text in enumerate(answers)])
-        done = command("eval.py", "--samples", samples, "--benchmark", "self", "--data", data, "--out", tmp_path / name)
+        samples = write_rows(
+            tmp_path / f"{name}.jsonl",
+            [{"task_id": f"task{n}", "solution": text} for n, text in enumerate(answers)],
+        )
+        done = command(
+            "eval.py", "--samples", samples, "--benchmark", "self", "--data", data, "--out", tmp_path / name
+        )
         assert done.returncode == 0, done.stderr[-2000:]
     result = json.loads((tmp_path / "good" / "result.json").read_text())
     assert result["base"]["k"] == 4 and "plus" not in result and result["tasks"]["task0"] == {"base": True}
@@ -272,25 +366,51 @@ def test_self_made_tasks_are_scored_by_their_own_tests(tmp_path, command):
 
     flagged = tmp_path / "flagged.json"
     flagged.write_text('{"contaminated_tasks": ["task0", "task1", "HumanEval/7"]}')
-    pair = ["--compare", tmp_path / "bad", tmp_path / "good", "--flagged", flagged, "--out", tmp_path / "page"]
+    pair = [
+        "--compare",
+        tmp_path / "bad",
+        tmp_path / "good",
+        "--flagged",
+        flagged,
+        "--out",
+        tmp_path / "page",
+    ]
     done = command("eval.py", *pair)
     assert done.returncode == 0 and "fixed 4, broken 0, exact McNemar p = 0.125" in done.stdout, done.stderr
     comparison = json.loads((tmp_path / "page" / "compare.json").read_text())
     assert comparison["without_flagged"][0]["b"]["n"] == 2 and comparison["without_flagged"][0]["p"] == 0.5
-    assert [(change["task_id"], change["change"], change["b"]["solution"]) for change in comparison["changes"]] == [
-        (f"task{number}", "fixed", good[number]) for number in range(4)
-    ]
+    assert [
+        (change["task_id"], change["change"], change["b"]["solution"]) for change in comparison["changes"]
+    ] == [(f"task{number}", "fixed", good[number]) for number in range(4)]
+    table = ["--table", tmp_path / "bad", tmp_path / "good", tmp_path / "good", "--out", tmp_path / "page"]
+    done = command("eval.py", *table)
+    assert "100.0 (4/4)" in done.stdout and "0.0 (0/4)" in done.stdout, done.stderr
+    write_pages(tmp_path / "page")
     page = (tmp_path / "page" / "compare.html").read_text()
-    assert "def add1(x)\n    input(" in page and "base tests: exited" in page and "src=" not in page and "href=" not in page
-    done = command("eval.py", "--table", tmp_path / "bad", tmp_path / "good", tmp_path / "good", "--out", tmp_path / "page")
-    assert "100.0 (4/4)" in done.stdout and "0.0 (0/4)" in done.stdout and (tmp_path / "page" / "table.html").exists()
+    assert "def add1(x)\n    input(" in page and "base tests: exited" in page
+    assert "src=" not in page and "href=" not in page
+    assert "100.0<br>" in (tmp_path / "page" / "table.html").read_text()
+    several = ["--compare", tmp_path / "bad", tmp_path / "good", tmp_path / "bad", "--flagged", flagged]
+    done = command("eval.py", *several, "--out", tmp_path / "page")
+    assert done.returncode == 0 and "B - A over 2 runs, without the flagged tasks" in done.stdout, done.stderr
+    pages = json.loads((tmp_path / "page" / "compare.json").read_text())
+    assert len(pages["runs"]) == 2 and pages["pooled"]["without_flagged"][0]["difference"] == 0.5
+    write_pages(tmp_path / "page")
+    assert "Mean of 2 runs" in (tmp_path / "page" / "compare.html").read_text()
     hand_made = tmp_path / "hand-made"
     hand_made.mkdir()
     scores = {"k": 2, "n": 4, "pass@1": 0.5}
-    made = {"benchmark": "self", "base": scores, "dataset_md5": result["dataset_md5"], "tasks": {f"task{n}": {"base": n < 2} for n in range(4)}}
+    made = {
+        "benchmark": "self",
+        "base": scores,
+        "dataset_md5": result["dataset_md5"],
+        "tasks": {f"task{n}": {"base": n < 2} for n in range(4)},
+    }
     (hand_made / "result.json").write_text(json.dumps(made))
     done = command("eval.py", "--compare", hand_made, tmp_path / "good")
-    assert done.returncode == 0 and "no model named" in done.stdout and "A 2/4 = 50.0%" in done.stdout, done.stderr
+    assert done.returncode == 0 and "no model named" in done.stdout and "A 2/4 = 50.0%" in done.stdout, (
+        done.stderr
+    )
     for wrong in ({"tasks": {"task0": True}}, {"tasks": {}}, {"benchmark": "other"}):
         (hand_made / "result.json").write_text(json.dumps(made | wrong))
         refused(command("eval.py", "--compare", hand_made, tmp_path / "good"), "result.json")
@@ -301,27 +421,41 @@ def test_self_made_tasks_are_scored_by_their_own_tests(tmp_path, command):
 def test_the_last_self_made_task_counts_without_its_line_end(tmp_path):
     data = self_made(tmp_path)
     data.write_text(data.read_text().rstrip("\n"))
-    assert len(load("self", data).tasks) == 4
+    assert len(load_tasks("self", data)[0]) == 4
 
 
 @pytest.mark.parametrize("tests", ["", "assert f(1)", f"{TICKS}python\n{TICKS}"])
 def test_a_self_made_task_without_tests_is_refused(tests, tmp_path):
     data = write_rows(tmp_path / "data.jsonl", [{"id": "a", "instruction": "Write f.", "tests": tests}])
     with pytest.raises(BadInput, match=":1: a task needs"):
-        load("self", data)
+        load_tasks("self", data)
 
 
-# ------------------------------------------------------------------------------------------------------------- generation
+# ------------------------------------------------------------------------------------------ generation
+
+
+def test_the_chat_prompt_has_the_sentences_of_evalplus_own_command(tmp_path):
+    import evalplus.codegen
+
+    asked = {}
+    with mock.patch.multiple(
+        evalplus.codegen, make_model=lambda **options: asked.update(options), codegen=mock.Mock()
+    ):
+        evalplus.codegen.run_codegen(model="any", dataset="humaneval", root=str(tmp_path))
+    assert ours.EVALPLUS_PREFIXES == (asked["instruction_prefix"], asked["response_prefix"])
 
 
 @needs_benchmark
 def test_killed_generation_goes_on_and_every_prompt_is_the_one_wanted(tmp_path, command, model):
-    command_line = [
-        "eval.py", "--model", model, "--benchmark", "humaneval", "self", "--data", self_made(tmp_path), "--limit", 6,
-        "--out", tmp_path / "out", "--samples", 2, "--temperature", 0.8, "--max-tokens", 64, "--prompt", "paper",
-    ]  # fmt: skip
+    asked = (
+        "--benchmark humaneval self --limit 6 --samples 2 --temperature 0.8 --max-tokens 64 --prompt paper"
+    )
+    folders = ["--data", self_made(tmp_path), "--out", tmp_path / "out"]
+    command_line = ["eval.py", "--model", model, *asked.split(), *folders]
     root = Path(__file__).parent.parent
-    process = subprocess.Popen([sys.executable, *map(str, command_line)], cwd=root, start_new_session=True, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, *map(str, command_line)], cwd=root, start_new_session=True, stderr=subprocess.DEVNULL
+    )
     answers = tmp_path / "out" / "humaneval" / "answers.jsonl"
     while process.poll() is None and not (answers.exists() and answers.stat().st_size):
         time.sleep(0.01)
@@ -335,32 +469,93 @@ def test_killed_generation_goes_on_and_every_prompt_is_the_one_wanted(tmp_path, 
     after = answers.read_bytes().splitlines(keepends=True)
     rows = [json.loads(line) for line in after]
     assert after[: len(before)] == before
-    assert {(row["task_id"], row["sample"]) for row in rows} == {(f"HumanEval/{n}", sample) for n in range(6) for sample in range(2)}
-    assert len(rows) == 12 and all(row["prompt"] == "paper" and "<|im_start|>assistant" in row["asked"] for row in rows)
+    assert {(row["task_id"], row["sample"]) for row in rows} == {
+        (f"HumanEval/{n}", sample) for n in range(6) for sample in range(2)
+    }
+    assert len(rows) == 12 and all(
+        row["prompt"] == "paper" and "<|im_start|>assistant" in row["asked"] for row in rows
+    )
     result = json.loads((tmp_path / "out" / "humaneval" / "result.json").read_text())
     assert result["base"]["n"] == 12 and result["prompt_used"] == "paper" and len(result["tasks"]) == 6
     assert json.loads((tmp_path / "out" / "self" / "result.json").read_text())["base"]["n"] == 8
     refused(command(*command_line, "--seed", 1), "another seed")
 
 
-# ------------------------------------------------------------------------------------------------------------- statistics
+def test_the_answers_of_all_models_are_checked_together_and_equal_ones_once(tmp_path, monkeypatch):
+    calls = []
+
+    def check(benchmark, tasks, solutions, workers):
+        calls.append(solutions)
+        for task_id, found in solutions.items():
+            for solution in found:
+                yield task_id, solution, {"base": "pass" if solution == "right" else "fail", "plus": None}
+
+    monkeypatch.setattr(ours, "check_all", check)
+    jobs = []
+    for name, second in (("a", "wrong"), ("b", "right")):
+        (tmp_path / name).mkdir()
+        settings = {"benchmark": "humaneval", "dataset_md5": ""}
+        samples = [("HumanEval/0", "right"), ("HumanEval/1", second)]
+        tasks = {task_id: {} for task_id, _ in samples}
+        jobs.append(ours.Job("humaneval", tasks, settings, tmp_path / name, samples))
+    ours.score(jobs, 1)
+    assert calls == [{"HumanEval/0": ["right"], "HumanEval/1": ["wrong", "right"]}]
+    scores = [json.loads((tmp_path / name / "result.json").read_text())["base"]["k"] for name in "ab"]
+    assert scores == [1, 2]
+    ours.score(jobs, 1)  # verdicts on disk stand
+    assert len(calls) == 1
+
+
+# ------------------------------------------------------------------------------------------ comparison
+
+
+def test_settings_that_differ_are_said_or_refused(command, tmp_path):
+    result = {"benchmark": "humaneval", "tasks": {"HumanEval/0": {"base": True, "plus": False}}}
+    settings = {"dataset_md5": "0", "evalplus": "0.3.1", "min_time_limit": 4.0, "load_factor": 20, "seed": 0}
+    settings |= {"model": "base", "prompt_used": "completion", "max_tokens": 768, "temperature": 0.0}
+
+    def compare(**changed):
+        for name, more in (("a", {}), ("b", changed)):
+            (tmp_path / name).mkdir(exist_ok=True)
+            (tmp_path / name / "result.json").write_text(json.dumps(result | settings | more))
+        return command("eval.py", "--compare", tmp_path / "a", tmp_path / "b")
+
+    assert "differs" not in compare(model="aligned", seed=1, fingerprint="1").stdout
+    said = compare(max_tokens=384, prompt_used="evalplus", temperature=0.2)
+    assert said.returncode == 0, said.stderr
+    for line in (
+        "max_tokens is 768 in A, 384 in B",
+        "prompt_used is completion in A, evalplus in B",
+        "temperature is",
+    ):
+        assert line in said.stdout
+    for changed in ({"evalplus": "0.4"}, {"min_time_limit": 1.0}, {"load_factor": 1}, {"dataset_md5": "1"}):
+        refused(compare(**changed), *changed, "cannot be compared")
+
+
+# ------------------------------------------------------------------------------------------ statistics
 
 
 def test_mcnemar_and_its_interval_on_a_table_of_the_literature():
-    # Agresti, Categorical Data Analysis (2002), table 10.1: approval ratings, 86 and 150 of 1600 changed their mind.
+    # Agresti, Categorical Data Analysis (2002), table 10.1: of 1600 approval ratings, 86 and 150 changed.
     # McNemar's chi-square is 17.36 there; the exact p is twice the binomial tail, summed by hand here.
     pairs = [(True, True)] * 794 + [(True, False)] * 150 + [(False, True)] * 86 + [(False, False)] * 570
     test = paired(pairs)
     tail = sum(math.comb(236, k) for k in range(87)) / 2**236
     assert math.isclose(test["p"], 2 * tail, rel_tol=1e-9)
     assert test["fixed"] == 86 and test["broken"] == 150 and math.isclose(test["difference"], -0.04)
-    assert abs(test["low"] - -0.0587) < 2e-4 and abs(test["high"] - -0.0213) < 2e-4  # 10.1.1 gives (-0.06, -0.02)
+    assert (
+        abs(test["low"] - -0.0587) < 2e-4 and abs(test["high"] - -0.0213) < 2e-4
+    )  # 10.1.1 gives (-0.06, -0.02)
 
 
 def test_the_statistics_by_their_definitions_on_random_tables():
     random_table = random.Random(0)
     for _ in range(200):
-        pairs = [(random_table.random() < 0.5, random_table.random() < 0.7) for _ in range(random_table.randint(1, 14))]
+        pairs = [
+            (random_table.random() < 0.5, random_table.random() < 0.7)
+            for _ in range(random_table.randint(1, 14))
+        ]
         test, changed = paired(pairs), [b - a for a, b in pairs if a != b]
         # exact McNemar: of all ways to flip the changed tasks, the share that is at least as one-sided
         flips = [abs(sum(signs)) for signs in itertools.product((-1, 1), repeat=len(changed))]
@@ -372,18 +567,24 @@ def test_the_statistics_by_their_definitions_on_random_tables():
         mean = sum(value * share for value, share in values)
         variance = sum((value - mean) ** 2 * share for value, share in values)
         half = 1.959964 * math.sqrt(variance / n)
-        assert math.isclose(test["low"], mean - half, abs_tol=1e-12) and math.isclose(test["high"], mean + half, abs_tol=1e-12)
+        assert math.isclose(test["low"], mean - half, abs_tol=1e-12) and math.isclose(
+            test["high"], mean + half, abs_tol=1e-12
+        )
         # Wilson: the shares from which the seen one is just 1.96 standard errors away
-        part = summary([[b] for _, b in pairs])
+        part = summary([b for _, b in pairs])
         share = part["pass@1"]
         assert share == sum(b for _, b in pairs) / len(pairs) and part["n"] == len(pairs)
         for end in part["interval"]:
             if 1e-9 < end < 1 - 1e-9:
-                assert math.isclose(abs(share - end), 1.959964 * math.sqrt(end * (1 - end) / len(pairs)), rel_tol=1e-5)
+                assert math.isclose(
+                    abs(share - end), 1.959964 * math.sqrt(end * (1 - end) / len(pairs)), rel_tol=1e-5
+                )
 
 
 def test_runs_of_the_same_tasks_do_not_count_as_more_tasks():
-    pairs = [(False, n % 10 == 0) for n in range(200)]  # 20 of 200 fixed: the standard error of the mean is 2.1 points
+    pairs = [
+        (False, n % 10 == 0) for n in range(200)
+    ]  # 20 of 200 fixed: the standard error of the mean is 2.1 points
     alone, five = paired(pairs), pooled([pairs] * 5)
     assert math.isclose(five["difference"], 0.1) and alone["low"] < 0.1 < alone["high"]
     assert abs(five["high"] - five["low"] - 2 * 1.96 * math.sqrt(0.1 * 0.9 / 200)) < 0.005
@@ -392,14 +593,15 @@ def test_runs_of_the_same_tasks_do_not_count_as_more_tasks():
 
 
 def test_pass_at_k_is_the_share_of_draws_with_a_pass():
-    from evalplus.eval import estimate_pass_at_k
-
-    for n, passing, k in itertools.product(range(1, 7), range(7), range(1, 7)):
-        if passing <= n and k <= n:
-            draws = list(itertools.combinations([True] * passing + [False] * (n - passing), k))
-            assert math.isclose(pass_at(k, n, passing), sum(map(any, draws)) / len(draws))
-            assert math.isclose(pass_at(k, n, passing), estimate_pass_at_k(n, [passing], k)[0], abs_tol=1e-12)
-    tasks = [[True] * 2 + [False] * 3, [False] * 5, [True] * 5]
-    part = summary(tasks)
-    assert part["k"] == 7 and part["n"] == 15 and math.isclose(part["pass@1"], 7 / 15) and math.isclose(part["pass@5"], 2 / 3)
-    assert part["interval"][0] < 7 / 15 < part["interval"][1]
+    counts = [2, 0, 5, 9]  # of 10 samples each
+    part = summary(counts, 10)
+    for k in (5, 10):
+        draws = [list(itertools.combinations([True] * count + [False] * (10 - count), k)) for count in counts]
+        shares = [sum(map(any, drawn)) / len(drawn) for drawn in draws]
+        assert math.isclose(part[f"pass@{k}"], sum(shares) / len(shares))
+    assert part["k"] == 16 and part["n"] == 40 and part["pass@1"] == 0.4 and "pass@100" not in part
+    means = [count / 10 for count in counts]
+    half = 1.959964 * math.sqrt(sum((mean - 0.4) ** 2 for mean in means) / 3 / 4)
+    assert math.isclose(part["interval"][0], max(0, 0.4 - half)) and math.isclose(
+        part["interval"][1], 0.4 + half
+    )

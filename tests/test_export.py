@@ -6,26 +6,42 @@ import datasets
 import pytest
 from huggingface_hub import DatasetCard
 
-from export import export
-from rows import BadInput
+from extras.export import export
+from parts.rows import BadInput
 
 EXAMPLES = [
-    {"id": f"x{n}", "instruction": f"Add {n} | *two* numbers.", "response": "Grüße\u2028\n```python\nx = 1\n```",
-     "tests": "assert x == 1", "category": "function", "difficulty": "easy", "concepts": ["lists"] * (n % 3), "seed": "def f(x): ...",
-     "seed_id": "s0", "shown": n % 2 == 0}
+    {
+        "id": f"x{n}",
+        "instruction": f"Add {n} | *two* numbers.",
+        "response": "Grüße\u2028\n```python\nx = 1\n```",
+        "tests": "assert x == 1",
+        "category": "function",
+        "difficulty": "easy",
+        "concepts": ["lists"] * (n % 3),
+        "seed": "def f(x): ...",
+        "seed_id": "s0",
+        "shown": n % 2 == 0,
+    }
     for n in range(2500)
-]  # fmt: skip
+]
 
 
 @pytest.fixture
 def run_folder(tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
-    config = {"model": "owner/model", "source": "stdlib", "decontamination": "substrings of humaneval+; mbpp+ NOT SEARCHED: offline",
-              "sandbox": {"network": "loopback only"}, "versions": {"vllm": None, "torch": "2.13.0"}}  # fmt: skip
+    config = {
+        "model": "owner/model",
+        "source": "stdlib",
+        "decontamination": "substrings of humaneval+; mbpp+ NOT SEARCHED: offline",
+        "sandbox": {"network": "loopback only"},
+        "versions": {"vllm": None, "torch": "2.13.0"},
+    }
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "sft.jsonl").write_text("".join(json.dumps(row) + "\n" for row in EXAMPLES))
-    (folder / "seeds.jsonl").write_text('{"id": "s0", "where": "m.py:1", "code": "x"}\n{"id": "s1", "reject": "no_docstring"}\n')
+    (folder / "seeds.jsonl").write_text(
+        '{"id": "s0", "where": "m.py:1", "code": "x"}\n{"id": "s1", "reject": "no_docstring"}\n'
+    )
     return folder
 
 
@@ -38,11 +54,35 @@ def test_parquet_holds_every_column_of_every_example(run_folder, tmp_path):
     assert load(tmp_path / "out", tmp_path) == EXAMPLES
 
 
+def test_a_list_that_is_empty_in_the_first_thousand_examples_keeps_its_type(run_folder, tmp_path):
+    rows = [row | {"concepts": []} for row in EXAMPLES[:1000]] + EXAMPLES[1:2]
+    (run_folder / "sft.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert export(run_folder, tmp_path / "out", "parquet") == 1001
+    assert load(tmp_path / "out", tmp_path)[-1]["concepts"] == ["lists"]
+
+
 def test_messages_are_what_chat_trainers_take(run_folder, tmp_path, command):
-    made = command("selfcodealign.py", "export", "--out", run_folder, "--format", "messages", "--to", tmp_path / "deep" / "out", "--license", "apache-2.0")
+    made = command(
+        "selfcodealign.py",
+        "export",
+        "--out",
+        run_folder,
+        "--format",
+        "messages",
+        "--to",
+        tmp_path / "deep" / "out",
+        "--license",
+        "apache-2.0",
+    )
     assert made.returncode == 0 and made.stdout.startswith("2500 examples"), made.stderr
     assert load(tmp_path / "deep" / "out", tmp_path) == [
-        {"id": row["id"], "messages": [{"role": "user", "content": row["instruction"]}, {"role": "assistant", "content": row["response"]}]}
+        {
+            "id": row["id"],
+            "messages": [
+                {"role": "user", "content": row["instruction"]},
+                {"role": "assistant", "content": row["response"]},
+            ],
+        }
         for row in EXAMPLES
     ]
     assert DatasetCard.load(tmp_path / "deep" / "out" / "README.md").data.license == "apache-2.0"
@@ -51,19 +91,51 @@ def test_messages_are_what_chat_trainers_take(run_folder, tmp_path, command):
 def test_the_card_states_what_is_known_and_no_more(run_folder, tmp_path):
     export(run_folder, tmp_path / "out", "parquet")
     card = DatasetCard.load(tmp_path / "out" / "README.md")
-    assert card.data.license == "unknown" and card.data.size_categories == ["1K<n<10K"]
-    stated = ("2,500 instructions", "owner/model", "Python's standard library", "keep the licence", "no_docstring 1")
+    assert card.data.license == "unknown" and card.data.configs[0]["data_files"][0]["path"] == "train.parquet"
+    stated = (
+        "2,500 instructions",
+        "owner/model",
+        "Python's standard library",
+        "keep the licence",
+        "no_docstring 1",
+    )
     for text in (*stated, "mbpp+ NOT SEARCHED", "loopback only", "| torch | 2.13.0 |"):
         assert text in card.text, card.text
     assert "vllm" not in card.text and all(f"| `{column}` |" in card.text for column in EXAMPLES[0])
 
 
-def test_the_card_names_whoever_wrote_the_instructions_and_claims_no_tests_of_a_recipe_without(run_folder, tmp_path):
+def test_the_card_names_whoever_wrote_the_instructions_and_claims_no_tests_of_a_rival_without(
+    run_folder, tmp_path
+):
     config = json.loads((run_folder / "config.json").read_text())
-    (run_folder / "config.json").write_text(json.dumps(config | {"recipe": "evol-instruct", "instructions_by": "owner/first"}))
+    (run_folder / "config.json").write_text(
+        json.dumps(config | {"rival": "evol-instruct", "instructions_by": "owner/first"})
+    )
     export(run_folder, tmp_path / "out", "messages")
     text = DatasetCard.load(tmp_path / "out" / "README.md").text
     assert "by owner/first and owner/model" in text and "passed" not in text and "protections" not in text
+
+
+def test_the_card_shows_no_folders_of_this_machine(run_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models" / "tuned").mkdir(parents=True)
+    config = {
+        "model": "models/tuned",
+        "source": "~/private code/a|b.jsonl",
+        "instructions_from": "/home/me/runs/first",
+        "instructions_by": "/home/me/my models/base and owner/model",
+        "match": f"{tmp_path}/other",
+        "decontamination": "mbpp+ NOT SEARCHED: no file /home/me/Mbpp.jsonl; and/or 3",
+    }
+    (run_folder / "config.json").write_text(json.dumps(config))
+    export(run_folder, tmp_path / "out", "parquet")
+    text = (tmp_path / "out" / "README.md").read_text()
+    for folder in ("/home", "me/", "private", "my models", "models/tuned", str(tmp_path), "pytest-of"):
+        assert folder not in text, text
+    assert "from code of a|b.jsonl by base and owner/model and tuned" in text
+    for shown in ("| instructions_from | first |", "| source | a\\|b.jsonl |", "| match | other |"):
+        assert shown in text, text
+    assert "no file Mbpp.jsonl; and/or 3" in text
 
 
 def test_half_a_surrogate_pair_becomes_a_question_mark(run_folder, tmp_path):
@@ -81,7 +153,9 @@ def test_what_cannot_be_exported_leaves_nothing_behind(run_folder, tmp_path, com
         sft.write_text(contents)
         with pytest.raises(BadInput, match=says):
             export(run_folder, tmp_path / "out", format)
-    ended = command("selfcodealign.py", "export", "--out", run_folder, "--format", format, "--to", tmp_path / "out")
+    ended = command(
+        "selfcodealign.py", "export", "--out", run_folder, "--format", format, "--to", tmp_path / "out"
+    )
     assert ended.returncode == 2 and ended.stderr.count("\n") == 1 and "example y" in ended.stderr
     sft.write_text(json.dumps(EXAMPLES[0]) + "\n")
     (run_folder / "config.json").write_text("{")
@@ -93,10 +167,10 @@ def test_what_cannot_be_exported_leaves_nothing_behind(run_folder, tmp_path, com
     assert sorted(path.name for path in tmp_path.iterdir()) == left
 
 
-def test_another_column_type_later_on_and_a_taken_folder_are_refused(run_folder, tmp_path):
+def test_a_column_of_several_types_and_a_taken_folder_are_refused(run_folder, tmp_path):
     with (run_folder / "sft.jsonl").open("a") as file:
         file.write(json.dumps(EXAMPLES[0] | {"concepts": 3}) + "\n")
-    with pytest.raises(BadInput, match="not like those before it"):
+    with pytest.raises(BadInput, match="not all of the same types"):
         export(run_folder, tmp_path / "out", "parquet")
     with pytest.raises(BadInput, match="take another --to"):
         export(run_folder, run_folder, "parquet")

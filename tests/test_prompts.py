@@ -1,4 +1,5 @@
-"""The few-shot examples are what the model imitates: each must be right, and a malformed one must be found where it is."""
+"""The few-shot examples are what the model imitates: each must be right, and a malformed one must be found
+where it is."""
 
 import ast
 import collections
@@ -6,19 +7,25 @@ import re
 
 import pytest
 
-from decontamination import Decontaminator
-from prompting import LAYOUTS, PROMPTS, load_examples, parse_example, program, python_code
-from rows import BadInput
+from parts.code import program, python_code
+from parts.contamination import Decontaminator
+from parts.examples import load_examples, parse_example
+from parts.rows import BadInput
+from parts.seeds import functions, type_errors
 from sandbox import Sandbox
-from seeds import functions, type_errors
-from selection import split_response
+from selfcodealign import LAYOUTS, PROMPTS, split_response
 
 EXAMPLES = load_examples(PROMPTS / "examples")
 
 
 def test_every_example_passes_its_own_tests_and_fails_them_when_its_code_is_missing():
     with Sandbox() as sandbox:
-        right = dict(sandbox.map((example.name, program(python_code(example.response), python_code(example.tests))) for example in EXAMPLES))
+        right = dict(
+            sandbox.map(
+                (example.name, program(python_code(example.response), python_code(example.tests)))
+                for example in EXAMPLES
+            )
+        )
         gutted = dict(sandbox.map((example.name, python_code(example.tests)) for example in EXAMPLES))
     assert {name: result.outcome for name, result in right.items()} == dict.fromkeys(right, "passed")
     assert {name: result.outcome for name, result in gutted.items()} == dict.fromkeys(gutted, "failed")
@@ -27,9 +34,13 @@ def test_every_example_passes_its_own_tests_and_fails_them_when_its_code_is_miss
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 def test_every_example_would_pass_the_filter_that_samples_must_pass(layout):
     for example in EXAMPLES:
-        shot = layout.shot[layout.shot.index("{response}") :].format(response=example.response, tests=example.tests)
+        shot = layout.shot[layout.shot.index("{response}") :].format(
+            response=example.response, tests=example.tests
+        )
         sample = shot.removesuffix(layout.stop[0])  # as the engine gives it
-        assert split_response(sample, layout) == {"response": example.response, "tests": example.tests}, example.name
+        assert split_response(sample, layout) == {"response": example.response, "tests": example.tests}, (
+            example.name
+        )
 
 
 def test_the_judge_sees_seven_functions_that_stand_alone_and_both_verdicts():
@@ -42,7 +53,9 @@ def test_the_judge_sees_seven_functions_that_stand_alone_and_both_verdicts():
 
 
 def test_the_examples_are_21_and_cover_every_category_and_difficulty():
-    counts = collections.Counter((example.properties["category"], example.properties["difficulty"]) for example in EXAMPLES)
+    counts = collections.Counter(
+        (example.properties["category"], example.properties["difficulty"]) for example in EXAMPLES
+    )
     assert len(EXAMPLES) == 21 and len(counts) == 9, counts
 
 
@@ -57,7 +70,9 @@ def test_no_example_holds_a_benchmark_task():
 
 def test_the_code_of_every_example_is_one_documented_function():
     for example in EXAMPLES:
-        functions = [node for node in ast.parse(python_code(example.code)).body if isinstance(node, ast.FunctionDef)]
+        functions = [
+            node for node in ast.parse(python_code(example.code)).body if isinstance(node, ast.FunctionDef)
+        ]
         assert len(functions) == 1 and ast.get_docstring(functions[0]), example.name
 
 

@@ -4,7 +4,7 @@ import ast
 
 import pytest
 
-from quality import agreement, consensus, count_asserts, mutants, mutation_score
+from extras.quality import agreement, consensus, count_asserts, mutants, mutation_score
 from sandbox import Sandbox
 
 CODE = """
@@ -21,7 +21,10 @@ if __name__ == "__main__":
     print(clamp(1 + 1))
 """
 WEAK = "assert clamp(5) == 5\nassert clamp(5) == 5"
-STRONG = WEAK + "\nassert clamp(-3) == 0\nassert clamp(99) == 10\nassert clamp(1, 2, 3) == 2\nassert clamp(4, 2, 3) == 3"
+STRONG = (
+    WEAK
+    + "\nassert clamp(-3) == 0\nassert clamp(99) == 10\nassert clamp(1, 2, 3) == 2\nassert clamp(4, 2, 3) == 3"
+)
 
 
 DEEP = "x = " + " + ".join(["1"] * 1500)  # Python parses it, and ast.unparse gives up
@@ -35,7 +38,10 @@ def box():
 
 
 def test_the_mutants_of_a_line_are_the_ones_that_can_be_counted_by_hand():
-    assert set(mutants("def f(a, b):\n    return a + b", 99, 0)) == {"def f(a, b):\n    return a - b", "def f(a, b):\n    return None"}
+    assert set(mutants("def f(a, b):\n    return a + b", 99, 0)) == {
+        "def f(a, b):\n    return a - b",
+        "def f(a, b):\n    return None",
+    }
     assert set(mutants("x = not True", 99, 0)) == {"x = True", "x = not False"}
     assert set(mutants("while a < 1 < b:\n    break", 99, 0)) == {
         f"while {test}:\n    {body}"
@@ -58,7 +64,12 @@ def test_mutants_are_different_parse_and_are_drawn_with_the_seed():
 
 
 def test_strong_tests_kill_more_than_weak_ones_and_tests_of_nothing_none(box):
-    examples = [("weak", CODE, WEAK), ("strong", CODE, STRONG), ("none", CODE, "assert clamp"), ("broken", CODE, "assert clamp(5) == 6")]
+    examples = [
+        ("weak", CODE, WEAK),
+        ("strong", CODE, STRONG),
+        ("none", CODE, "assert clamp"),
+        ("broken", CODE, "assert clamp(5) == 6"),
+    ]
     scores = dict(mutation_score(box, examples, limit=99))
     assert list(scores) == ["weak", "strong", "none", "broken"]
     assert scores["none"].killed == 0 < scores["weak"].killed < scores["strong"].killed
@@ -80,20 +91,35 @@ def test_asserts_are_counted_and_repeated_ones_once():
     assert count_asserts("class T:\n    def test(self):\n        self.assertEqual(f(1), 1)") == (1, 1)
 
 
-RIGHT, OTHER_RIGHT, WRONG = ("def f(x):\n    return " + body for body in ("abs(x)", "x if x > 0 else -x", "x"))
+RIGHT, OTHER_RIGHT, WRONG = (
+    "def f(x):\n    return " + body for body in ("abs(x)", "x if x > 0 else -x", "x")
+)
 NEGATIVE, POSITIVE, NOTHING = "assert f(-2) == 2", "assert f(2) == 2", "assert f"
 
 
 def test_agreement_says_whose_code_passes_whose_tests(box):
-    [(key, matrix)] = agreement(box, [("key", [(RIGHT, NEGATIVE), (OTHER_RIGHT, POSITIVE), (WRONG, NOTHING), (WRONG, NEGATIVE)])])
-    assert key == "key" and matrix == [[True, True, True, True], [True, True, True, True], [False, True, True, False], [False, True, True, False]]
+    [(key, matrix)] = agreement(
+        box, [("key", [(RIGHT, NEGATIVE), (OTHER_RIGHT, POSITIVE), (WRONG, NOTHING), (WRONG, NEGATIVE)])]
+    )
+    assert key == "key" and matrix == [
+        [True, True, True, True],
+        [True, True, True, True],
+        [False, True, True, False],
+        [False, True, True, False],
+    ]
 
 
 def test_consensus_prefers_agreement_to_tests_that_all_pass(box):
     ids = ["a", "b", "c", "d"]
-    samples = [(WRONG, NOTHING), (RIGHT, NEGATIVE), (OTHER_RIGHT, NEGATIVE + "\n" + POSITIVE), (WRONG, NEGATIVE)]
+    samples = [
+        (WRONG, NOTHING),
+        (RIGHT, NEGATIVE),
+        (OTHER_RIGHT, NEGATIVE + "\n" + POSITIVE),
+        (WRONG, NEGATIVE),
+    ]
     matrices = dict(agreement(box, [("there", samples), ("back", samples[::-1])]))
-    assert consensus(matrices["there"], ids) == "b"  # c agrees with as many and is passed as often: the smaller id
+    # C agrees with as many and is passed as often: the smaller id
+    assert consensus(matrices["there"], ids) == "b"
     assert consensus(matrices["back"], ids[::-1]) == "b"
 
 

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from rows import Appender, BadInput, draw, read_rows, row_id
+from parts.rows import Appender, BadInput, draw, read_rows, row_id
 
 
 def test_a_torn_last_line_is_dropped_and_done_again(tmp_path):

@@ -11,32 +11,38 @@ import gzip
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
+import sandbox_battery
+
+import sandbox
+from sandbox import Sandbox, SandboxError
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 SANDBOX = os.path.join(os.path.dirname(HERE), "sandbox.py")
-sys.path[:0] = [os.path.dirname(HERE), HERE]
-import sandbox_battery
-from sandbox import Sandbox, SandboxError
-
 slow = pytest.mark.skipif(not os.environ.get("SLOW"), reason="set SLOW=1")
-ISOLATE = ["unshare", *(["--user", "--map-current-user"] if os.geteuid() else []), "--pid", "--fork", "--kill-child", "--mount-proc"]
+AS_ROOT = ["unshare", "--user", "--map-root-user"]  # a root that has no other user id to give to the programs
+AS_USER = ["unshare", "--user", "--map-current-user"] if os.geteuid() else ["unshare"]
+ISOLATE = [*AS_USER, "--pid", "--fork", "--kill-child", "--mount-proc"]
 
 
 def isolated(*arguments, **options):
-    """Run Python in its own PID namespace, out of which no attack can signal; without one the attacks are not run at all."""
+    """Run Python in its own PID namespace: elsewhere, a program that gets out could end every process."""
     if subprocess.run([*ISOLATE, "true"], capture_output=True).returncode:
-        pytest.skip("no PID namespace here (usual in a container): nothing would stop a program that gets out from ending every process")
+        pytest.skip("no PID namespace here (usual in a container), so no attacks are run")
     return subprocess.run([*ISOLATE, sys.executable, *arguments], capture_output=True, text=True, **options)
 
 
 def command_line(*arguments, **options):
-    return subprocess.run([sys.executable, SANDBOX, *map(str, arguments)], capture_output=True, text=True, **options)
+    return subprocess.run(
+        [sys.executable, SANDBOX, *map(str, arguments)], capture_output=True, text=True, **options
+    )
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +53,10 @@ def box():
 
 @pytest.fixture
 def busy_cores():
-    spinning = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2 * len(os.sched_getaffinity(0)))]
+    spinning = [
+        subprocess.Popen([sys.executable, "-c", "while True: pass"])
+        for _ in range(2 * len(os.sched_getaffinity(0)))
+    ]
     yield
     for process in spinning:
         process.kill()
@@ -55,7 +64,9 @@ def busy_cores():
 
 
 def write_programs(path, programs):
-    path.write_text("".join(json.dumps({"id": f"p{i}", "code": code}) + "\n" for i, code in enumerate(programs)))
+    path.write_text(
+        "".join(json.dumps({"id": f"p{i}", "code": code}) + "\n" for i, code in enumerate(programs))
+    )
     return path
 
 
@@ -92,9 +103,12 @@ def test_idle_battery_ends_in_time(box):
 
 def test_work_of_3_seconds_passes_on_busy_cores(busy_cores):
     with Sandbox(timeout=4) as box:
-        results = [result for _, result in box.map((i, sandbox_battery.SLOW_LEGITIMATE["3 s of work"]) for i in range(len(box.workers)))]
+        programs = [(i, sandbox_battery.THREE_SECONDS_OF_WORK) for i in range(len(box.workers))]
+        results = [result for _, result in box.map(programs)]
     assert {result.outcome for result in results} == {"passed"}
-    assert max(result.seconds for result in results) > 4, "the cores were not busy: this test has shown nothing"
+    assert max(result.seconds for result in results) > 4, (
+        "the cores were not busy: this test has shown nothing"
+    )
 
 
 def test_details(box):
@@ -104,19 +118,64 @@ def test_details(box):
     assert box.run("x = bytearray(300 << 20)").peak_mb > 300
 
 
+def test_the_last_statement_may_end_the_program(box):
+    """Programs of the battery that harm nobody: they run where the battery cannot."""
+    programs = {
+        name: code for name, code in sandbox_battery.LEGITIMATE.items() if name.startswith("ends with")
+    }
+    assert len(programs) == 8
+    assert {result.outcome for _, result in box.map(programs.items())} == {"passed"}
+    line_number = "from __future__ import annotations\n\ndef f():\n    raise LookupError\ntry:\n    f()"
+    line_number += "\nexcept LookupError as e:\n    assert e.__traceback__.tb_next.tb_lineno == 4\nexit()"
+    assert box.run(line_number).outcome == "passed"
+    assert box.run("import unittest\nunittest.main()").detail.startswith("AssertionError: unittest.main: ")
+
+
 def test_says_what_is_not_active():
     with Sandbox(workers=1, without=["namespaces", "user", "landlock", "seccomp"]) as box:
         inactive = {name for name, line in box.protection.items() if line.startswith("NOT ACTIVE")}
-        assert inactive >= {"files", "network", "system calls"} and box.run("pass").outcome == "passed"
+        assert inactive >= {"files", "network", "processes", "system calls"}
+        assert box.run("pass").outcome == "passed"
 
 
 def test_refuses_to_run_unconfined_as_root():
-    as_root = ["unshare", "--user", "--map-root-user"]  # a root that has no other user id to give to the programs
-    if subprocess.run([*as_root, "true"], capture_output=True).returncode:
-        pytest.skip("no user namespaces here")
-    code = f"import sys\nsys.path.insert(0, {os.path.dirname(SANDBOX)!r})\nimport sandbox\nsandbox.Sandbox(without=['namespaces'])"
-    run = subprocess.run([*as_root, sys.executable, "-c", code], capture_output=True, text=True)
+    run = in_python(AS_ROOT, "sandbox.Sandbox(without=['namespaces'])")
     assert "SandboxError: refused: as root" in run.stderr
+
+
+def test_workers_that_are_refused_namespaces_do_not_run():
+    room_for_four = ["sh", "-c", 'echo 4 > /proc/sys/user/max_pid_namespaces && exec "$@"', "sh"]
+    code = """
+with sandbox.Sandbox(workers=6) as box:
+    print(len(box.workers), {result.outcome for _, result in box.map((i, "pass") for i in range(60))})
+"""
+    run = in_python([*AS_ROOT, *room_for_four], code)
+    assert run.stdout == "4 {'passed'}\n" and "2 of 6 workers" in run.stderr, run.stderr
+
+
+def in_python(prefix, code):
+    if subprocess.run([*AS_ROOT, "true"], capture_output=True).returncode:
+        pytest.skip("no user namespaces here")
+    code = f"import sys\nsys.path.insert(0, {os.path.dirname(SANDBOX)!r})\nimport sandbox\n{code}"
+    return subprocess.run([*prefix, sys.executable, "-c", code], capture_output=True, text=True)
+
+
+def test_worker_gets_the_folders_of_libraries_of_its_caller(monkeypatch, tmp_path):
+    (tmp_path / "libsomething.so").touch()
+    os.chmod(tmp_path, 0o755)
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
+    with Sandbox(workers=1) as box:
+        code = "import os\nassert os.listdir(os.environ['LD_LIBRARY_PATH']) == ['libsomething.so']"
+        assert box.run(code).outcome == "passed"
+
+
+def test_says_why_a_worker_does_not_start(monkeypatch, tmp_path):
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho 'a line before' >&2\necho 'cannot open libpython.so' >&2\nexit 127\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    with pytest.raises(SandboxError, match="^cannot start a worker: cannot open libpython.so$"):
+        Sandbox(workers=1)
 
 
 # Robustness.
@@ -142,6 +201,40 @@ def test_map_is_lazy_and_streams(box):
     assert box.run("pass").outcome == "passed"
 
 
+def test_slow_iterable_holds_no_result_back(box):
+    delivered = threading.Event()
+
+    def pairs():
+        yield 1, "pass"
+        yield 2, f"raise ValueError({delivered.wait(20)})"
+
+    results = box.map(pairs())
+    assert next(results)[0] == 1
+    delivered.set()
+    assert [(key, result.detail) for key, result in results] == [(2, "ValueError: True")]
+
+
+def test_map_may_be_left_while_the_iterable_waits(box):
+    release, started = threading.Event(), time.monotonic()
+    results = box.map((i, "pass") for i in range(2) if not i or release.wait(60))
+    assert next(results)[0] == 0
+    results.close()
+    assert box.run("pass").outcome == "passed"
+    assert time.monotonic() - started < 30
+    release.set()
+
+
+def test_exception_of_the_iterable_comes_after_the_results_before_it(box):
+    def pairs():
+        yield 1, "import time\ntime.sleep(0.5)"
+        raise LookupError
+
+    results = box.map(pairs())
+    assert next(results)[1].outcome == "passed"
+    with pytest.raises(LookupError):
+        next(results)
+
+
 def test_many_threads_may_run(box):
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         results = list(pool.map(box.run, [f"assert {i} % 2" for i in range(20)]))
@@ -149,7 +242,9 @@ def test_many_threads_may_run(box):
 
 
 def test_command_line_keeps_order(tmp_path):
-    programs = ["import time\ntime.sleep(1)", "assert False", "pass", "import sys\nsys.exit()"] + ["pass"] * 20
+    programs = ["import time\ntime.sleep(1)", "assert False", "pass", "import sys\nsys.exit(1)"] + [
+        "pass"
+    ] * 20
     out = tmp_path / "results.jsonl"
     run = command_line(write_programs(tmp_path / "programs.jsonl", programs), "--out", out)
     assert run.returncode == 0, run.stderr
@@ -161,7 +256,10 @@ def test_command_line_keeps_order(tmp_path):
 
 def test_check():
     run = command_line("--check")
-    assert run.returncode == 0 and "12 of 12" in run.stdout, run.stdout + run.stderr
+    everything = (
+        f"known programs: {len(sandbox.KNOWN_PROGRAMS)} of {len(sandbox.KNOWN_PROGRAMS)} verdicts right"
+    )
+    assert run.returncode == 0 and everything in run.stdout, run.stdout + run.stderr
 
 
 @pytest.mark.parametrize("line", ["not json", '{"id": 1}', "[1]", '{"id": 1, "code": 2}', "\udcff"])
@@ -173,28 +271,45 @@ def test_bad_line_is_named_and_finished_results_stay(tmp_path, line):
     assert len(out.read_text().splitlines()) == 5
 
 
-@pytest.mark.parametrize("arguments", [["missing.jsonl", "--out", "x"], ["p", "--out", "/nowhere/x"], ["p", "--out", "x", "--timeout", "0"], ["p"],
-                                       ["p", "--out", "x", "--workers", "0"], ["p", "--out", "x", "--memory-mb", "1"], ["p", "--out", "p"],
-                                       ["p", "--out", "x", "--timeout", "soon"], ["p", "--out", "x", "--timeout", "nan"]])
+BAD_SETTINGS = """p | missing.jsonl --out x | p --out /nowhere/x | p --out p | p --out x --timeout 0
+p --out x --timeout soon | p --out x --timeout nan | p --out x --workers 0 | p --out x --memory-mb 1"""
+
+
+@pytest.mark.parametrize("arguments", BAD_SETTINGS.replace("\n", " | ").split(" | "))
 def test_bad_settings_give_one_line(tmp_path, arguments):
     write_programs(tmp_path / "p", ["pass"])
-    run = command_line(*arguments, cwd=tmp_path)
-    assert run.returncode == 2 and len(run.stderr.strip().splitlines()) == 1 and 'Traceback' not in run.stderr, run.stderr
+    run = command_line(*arguments.split(), cwd=tmp_path)
+    assert run.returncode == 2 and len(run.stderr.strip().splitlines()) == 1, run.stderr
+    assert "Traceback" not in run.stderr
     assert (tmp_path / "p").read_text()
 
 
-def test_full_disk_gives_one_line(tmp_path):
-    run = command_line(write_programs(tmp_path / "p", ["pass"] * 10), "--out", "/dev/full")
-    assert run.returncode == 2 and "No space left" in run.stderr and "Traceback" not in run.stderr
+def test_full_disk_gives_one_line_and_what_was_written_stays(tmp_path):
+    programs = write_programs(tmp_path / "p", ["pass"] * 100)
+    run = command_line(programs, "--out", "/dev/full")
+    assert run.returncode == 2 and run.stderr.endswith("sandbox: /dev/full: No space left on device\n"), (
+        run.stderr
+    )
+    small = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (1000, 1000))
+    run = command_line(programs, "--out", tmp_path / "r", preexec_fn=small)
+    assert run.returncode == 2 and run.stderr.endswith(f"sandbox: {tmp_path / 'r'}: File too large\n"), (
+        run.stderr
+    )
+    assert json.loads((tmp_path / "r").read_text().splitlines()[0])["outcome"] == "passed"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_interrupt_leaves_nothing(tmp_path, number):
     marker = f"sleep-{os.getpid()}-{number}"
-    programs = write_programs(tmp_path / "p", [f"import subprocess\nsubprocess.run(['sh', '-c', 'sleep 1000 # {marker}; true'])"] * 10)
+    programs = write_programs(
+        tmp_path / "p",
+        [f"import subprocess\nsubprocess.run(['sh', '-c', 'sleep 1000 # {marker}; true'])"] * 10,
+    )
     command = [sys.executable, SANDBOX, programs, "--out", tmp_path / "r"]
-    take_interrupts = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # tests in the background begin with them ignored
-    run = subprocess.Popen(command, stderr=subprocess.PIPE, env={**os.environ, "TMPDIR": str(tmp_path)}, preexec_fn=take_interrupts)
+    # Tests in the background begin with interrupts ignored.
+    take_interrupts = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    options = {"env": {**os.environ, "TMPDIR": str(tmp_path)}, "preexec_fn": take_interrupts}
+    run = subprocess.Popen(command, stderr=subprocess.PIPE, **options)
     wait_for(lambda: marker in all_command_lines())
     run.send_signal(number)
     assert run.wait(20) == (130 if number == signal.SIGINT else -number)
@@ -222,17 +337,26 @@ def wait_for(condition, seconds=20):
 
 # Long runs.
 
-MIXED = [("passed", "assert {0} + 1 == {1}"), ("failed", "assert {0} == {1}"), ("exited", "import sys\nsys.exit({0} % 2)"),
-         ("failed", "raise ValueError({0})"), ("passed", "open('f', 'w').write('{0}')\nassert open('f').read() == '{0}'"),
-         ("crashed", "import os\nos.abort() # {0}"), ("memory", "x = bytes(1 << 42) # {0}"), ("passed", "def f(n): return n and n + f(n - 1)\nassert f({0} % 300) >= 0"),
-         ("exited", "import os\nos._exit(0) # {0}"), ("failed", "def broken(: # {0}")]
+MIXED = [
+    ("passed", "assert {0} + 1 == {1}"),
+    ("failed", "assert {0} == {1}"),
+    ("exited", "import sys\nsys.exit({0} % 2)"),
+    ("failed", "raise ValueError({0})"),
+    ("passed", "open('f', 'w').write('{0}')\nassert open('f').read() == '{0}'"),
+    ("crashed", "import os\nos.abort() # {0}"),
+    ("memory", "x = bytes(1 << 42) # {0}"),
+    ("passed", "def f(n): return n and n + f(n - 1)\nassert f({0} % 300) >= 0\nexit()"),
+    ("exited", "import os\nos._exit(0) # {0}"),
+    ("failed", "def broken(: # {0}"),
+]
 
 
 @slow
 def test_20000_mixed_programs_twice():
     def verdicts():
+        programs = ((i, MIXED[i % 10][1].format(i, i + 1)) for i in range(20000))
         with Sandbox() as box:
-            return {i: result.outcome for i, result in box.map((i, MIXED[i % 10][1].format(i, i + 1)) for i in range(20000))}
+            return {i: result.outcome for i, result in box.map(programs)}
 
     first = verdicts()
     assert first == {i: MIXED[i % 10][0] for i in range(20000)}
@@ -244,7 +368,7 @@ def test_memory_is_flat_over_100000_programs():
     def resident():
         kilobytes = 0
         for process in [os.getpid(), *descendants_of(os.getpid())]:
-            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a program that has just ended
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
                 with open(f"/proc/{process}/status") as file:
                     found = re.search(r"VmRSS:\s+(\d+)", file.read())
                 kilobytes += int(found[1]) if found else 0
@@ -261,7 +385,9 @@ def test_memory_is_flat_over_100000_programs():
 
 
 @slow
-@pytest.mark.skipif(not os.path.exists(os.environ.get("HUMANEVAL_OVERRIDE_PATH", "")), reason="HUMANEVAL_OVERRIDE_PATH names no file")
+@pytest.mark.skipif(
+    "HUMANEVAL_OVERRIDE_PATH" not in os.environ, reason="HUMANEVAL_OVERRIDE_PATH names no file"
+)
 def test_humaneval_canonical_solutions():
     path = os.environ["HUMANEVAL_OVERRIDE_PATH"]
     with (gzip.open if path.endswith(".gz") else open)(path, "rt") as file:
@@ -272,7 +398,10 @@ def test_humaneval_canonical_solutions():
         test = f"\n{problem['test']}\ncheck({problem['entry_point']})\n"
         right = problem["prompt"] + problem["canonical_solution"]
         wrong = right + f"\ndef {problem['entry_point']}(*arguments):\n    return 'a wrong constant'\n"
-        programs += [(("right", problem["task_id"]), right + test), (("wrong", problem["task_id"]), wrong + test)]
+        programs += [
+            (("right", problem["task_id"]), right + test),
+            (("wrong", problem["task_id"]), wrong + test),
+        ]
     with Sandbox(timeout=60) as box:
         for (kind, task), result in box.map(programs):
             outcomes[kind][result.outcome] += 1

@@ -1,4 +1,5 @@
-"""Seeds against a file whose functions are each fit or unfit for one known reason, the standard library, and planted type errors."""
+"""Seeds against a file whose functions are each fit or unfit for one known reason, the standard library, and
+planted type errors."""
 
 import ast
 import fcntl
@@ -11,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-import seeds
-from rows import BadInput
+from parts import seeds
+from parts.rows import BadInput
+from parts.seeds import TYPE_CHECKED_AT_A_TIME, extract, functions, snippets, type_checked, type_errors
 from sandbox import Sandbox
-from seeds import TYPE_CHECKED_AT_A_TIME, extract, functions, snippets, type_checked, type_errors
 
 SOURCE = '''
 import functools
@@ -162,10 +163,14 @@ def test_a_kept_function_runs_alone():
 def test_imports_are_those_needed_and_a_decorator_stays_where_anyone_has_it():
     rows = {row["name"]: row["code"] for row in functions("file.py", SOURCE) if "code" in row}
     assert rows["parses"].startswith("import json\nimport urllib.parse\n\n\ndef parses")
-    assert rows["decorated"].startswith("import functools\n\n\n@functools.lru_cache(maxsize=None)\ndef decorated")
+    assert rows["decorated"].startswith(
+        "import functools\n\n\n@functools.lru_cache(maxsize=None)\ndef decorated"
+    )
 
 
-@pytest.mark.parametrize("where, home", [("packaging/src/file.py", ""), ("src/packaging/file.py", ""), ("file.py", "packaging")])
+@pytest.mark.parametrize(
+    "where, home", [("packaging/src/file.py", ""), ("src/packaging/file.py", ""), ("file.py", "packaging")]
+)
 def test_a_project_is_known_by_its_folders(where, home):
     rows = {row["name"]: row for row in functions(where, SOURCE, home)}
     assert rows["needs_its_project"]["reject"] == "project_import" and "reject" not in rows["fit"]
@@ -175,7 +180,8 @@ def test_a_project_is_known_by_its_folders(where, home):
     "change",
     [
         lambda text: text.encode(),
-        lambda text: text.replace("\n\n", "\n\x0c\n").encode(),  # a form feed is white space, no line of its own
+        # A form feed is white space, no line of its own
+        lambda text: text.replace("\n\n", "\n\x0c\n").encode(),
         lambda text: text.replace("\n", "\r\n").encode(),
         lambda text: b"\xef\xbb\xbf" + text.encode(),
         lambda text: ("# -*- coding: latin-1 -*-\n" + text).encode("latin-1"),
@@ -220,7 +226,9 @@ def test_seeds_of_the_standard_library_stand_alone():
     assert len(rows) > 120
     with Sandbox() as box:
         programs = ((row["where"], row["code"] + "\n\n" + ALONE.format(name=row["name"])) for row in rows)
-        assert {where: result.detail for where, result in box.map(programs) if result.outcome != "passed"} == {}
+        assert {
+            where: result.detail for where, result in box.map(programs) if result.outcome != "passed"
+        } == {}
 
 
 @pytest.mark.parametrize("text", ["def f(:\n", "x = 1\0", "(" * 5000 + ")" * 5000])
@@ -280,7 +288,8 @@ def test_parsing_ahead_is_bounded(monkeypatch):
 
 
 ENDLESS = """
-import fcntl, itertools, sys, seeds
+import fcntl, itertools, sys
+from parts import seeds
 lock = open(sys.argv[1], "w")
 fcntl.flock(lock, fcntl.LOCK_EX)
 seeds.read_sources = lambda source: (("file.py", "x = 1\\n" * 100_000) for _ in itertools.count())
@@ -292,7 +301,9 @@ list(seeds.extract("endless"))
 def test_no_worker_outlives_a_killed_parent(tmp_path):
     """A worker that did would hold the lock that its parent held, and the next start would be refused."""
     command = [sys.executable, "-c", ENDLESS, tmp_path / "lock"]
-    parent = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=Path(seeds.__file__).parent)
+    parent = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=Path(seeds.__file__).parent.parent
+    )
     parent.stdout.readline()
     time.sleep(2)
     parent.kill()
@@ -300,7 +311,10 @@ def test_no_worker_outlives_a_killed_parent(tmp_path):
     fcntl.flock((tmp_path / "lock").open("w"), fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-RIGHT = ["def f(x: int) -> int:\n    return x + 1", "import numpy as np\n\n\ndef f(x: np.ndarray) -> float:\n    return float(x.sum())"]
+RIGHT = [
+    "def f(x: int) -> int:\n    return x + 1",
+    "import numpy as np\n\n\ndef f(x: np.ndarray) -> float:\n    return float(x.sum())",
+]
 WRONG = {
     "def f(x: int) -> str:\n    return x + 1": "bad-return",
     "import math\n\n\ndef f(x: str) -> float:\n    return math.sqrt(x)": "bad-argument-type",
@@ -308,7 +322,8 @@ WRONG = {
     "import a_package_that_nobody_has\n\n\ndef f(x):\n    return a_package_that_nobody_has.g(x)": "missing-import",
     "import math\n\n\ndef f(x):\n    return math.squareroot(x)": "missing-attribute",
     "import urllib\n\n\ndef f(x):\n    return urllib.parse.quote(x)": "implicit-import",
-    "from seed_0 import f\n\n\ndef g(x):\n    return f(x)": "missing-import",  # the first program of the batch, by its file's name
+    # The first program of the batch, by its file's name
+    "from seed_0 import f\n\n\ndef g(x):\n    return f(x)": "missing-import",
 }
 
 
@@ -322,11 +337,16 @@ def test_the_type_checker_finds_planted_errors_and_no_others():
 
 def test_type_checking_keeps_the_order_over_batches():
     wrong = next(iter(WRONG))
-    rows = [{"name": str(n), "code": wrong if n % 50 == 0 else RIGHT[0]} for n in range(TYPE_CHECKED_AT_A_TIME + 60)]
+    rows = [
+        {"name": str(n), "code": wrong if n % 50 == 0 else RIGHT[0]}
+        for n in range(TYPE_CHECKED_AT_A_TIME + 60)
+    ]
     rows[7]["reject"] = "too_long"
     checked = list(type_checked(iter(rows)))
     assert [row["name"] for row in checked] == [row["name"] for row in rows]
-    assert [row["name"] for row in checked if row.get("reject") == "type_error"] == [str(n) for n in range(0, len(rows), 50)]
+    assert [row["name"] for row in checked if row.get("reject") == "type_error"] == [
+        str(n) for n in range(0, len(rows), 50)
+    ]
     assert checked[7]["reject"] == "too_long"
 
 
@@ -350,4 +370,8 @@ def test_snippets_are_pieces_of_the_files_and_always_the_same(tmp_path):
     rows = list(snippets(str(tmp_path), 0))
     assert len(rows) == 10 and rows == list(snippets(str(tmp_path), 0)) != list(snippets(str(tmp_path), 1))
     lengths = [row["code"].count("\n") + 1 for row in rows]
-    assert all(row["code"] in (tmp_path / "long.py").read_text() for row in rows) and len(set(lengths)) > 3 and max(lengths) <= 15
+    assert (
+        all(row["code"] in (tmp_path / "long.py").read_text() for row in rows)
+        and len(set(lengths)) > 3
+        and max(lengths) <= 15
+    )

@@ -1,4 +1,5 @@
-"""The method's pure pieces, and the whole pipeline with the real engine: killed anywhere, it ends as if it never had been."""
+"""The method's pure pieces, and the whole pipeline with the real engine: killed anywhere, it ends as if it
+never had been."""
 
 import argparse
 import ast
@@ -14,17 +15,32 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
 import selfcodealign
-from conftest import ROOT
-from decontamination import Finding
-from prompting import CHANGES, LAYOUTS, load_examples, python_code, runnable_code
-from recipes import RECIPES, stages
-from report import funnel
-from rows import BadInput, lock_folder, read_rows, replacing, row_id
+from extras import report, rivals, trace
+from parts.code import python_code, runnable_code
+from parts.contamination import Finding
+from parts.duplicates import NearDuplicates
+from parts.examples import load_examples
+from parts.rows import BadInput, lock_folder, read_rows, replacing, row_id
 from sandbox import SandboxError
-from selection import Filters, NearDuplicates, short_test, split_response
-from selfcodealign import CHOICES, PROMPTS, Meanwhile, Run, draw_deck, open_run, prompt_of, select, share_of_yes
+from selfcodealign import (
+    LAYOUTS,
+    METHOD,
+    PROMPTS,
+    ExecutionBeside,
+    Filters,
+    Run,
+    draw_deck,
+    funnel,
+    open_run,
+    select,
+    share_of_yes,
+    short_test,
+    split_response,
+    wanted_examples,
+)
 
 TICKS = "```"
 
@@ -46,6 +62,21 @@ def sample(response="def f(x):\n    return x", tests="assert f(1) == 1", boundar
         (sample().replace(f"{TICKS}python\ndef", "def", 1), "no_code_block"),
         (sample(tests="def test():\n    assert f(1) == 1"), "tests_assert_nothing"),
         (sample(tests="print(f(1))"), "tests_assert_nothing"),
+        (sample(tests="print(f(1))  # assert f(1) == 1"), "tests_assert_nothing"),
+        (sample(tests="def test():\n    assert f(1) == 1\nprint('no call')"), "tests_assert_nothing"),
+        (sample(tests="def test():\n    check()\ndef check():\n    assert f(1) == 1\ntest()"), None),
+        (
+            sample(
+                tests="import unittest\nclass T(unittest.TestCase):\n    def test(self):\n        self.assertEqual(f(1), 1)\nunittest.main()"
+            ),
+            None,
+        ),
+        (
+            sample(
+                tests="import unittest\nclass T(unittest.TestCase):\n    def test(self):\n        self.assertEqual(f(1), 1)"
+            ),
+            "tests_assert_nothing",
+        ),
         (sample(tests="assert f(1) =="), "syntax_error"),
         (sample(response="def f(x):"), "syntax_error"),
         (sample(response="def f(x):\n    # TODO: your code here\n    return x"), "placeholder"),
@@ -72,7 +103,8 @@ def test_a_main_block_goes_only_where_the_code_reads_input():
     response = fenced(f"def f():\n    return 1\n\n{block}y = 2")
     assert runnable_code(response) == "def f():\n    return 1\n\ny = 2"
     assert runnable_code(response.replace("input()", "2")) == python_code(response.replace("input()", "2"))
-    fed = fenced(f"page = 'a\u2028b'\n\f\ndef f():\n    return 1\n\n{block}y = 2")  # what splitlines() takes for more lines
+    # What splitlines() takes for more lines
+    fed = fenced(f"page = 'a\u2028b'\n\f\ndef f():\n    return 1\n\n{block}y = 2")
     assert runnable_code(fed) == "page = 'a\u2028b'\n\f\ndef f():\n    return 1\n\ny = 2"
 
 
@@ -80,8 +112,13 @@ def test_the_test_for_an_instruction_is_the_beginning_up_to_an_assert_within_fiv
     def tests(*lines):
         return f"{TICKS}python\n" + "\n".join(lines) + f"\n{TICKS}"
 
-    assert short_test(tests("x = f(1)", "assert x == 1", "", "assert f(2) == 2", "y = 3", "assert y")) == "x = f(1)\nassert x == 1\n\nassert f(2) == 2"
-    assert short_test(tests("assert f([", "    1, 2,", "]) == 3", "z = 1")) == "assert f([\n    1, 2,\n]) == 3"
+    assert (
+        short_test(tests("x = f(1)", "assert x == 1", "", "assert f(2) == 2", "y = 3", "assert y"))
+        == "x = f(1)\nassert x == 1\n\nassert f(2) == 2"
+    )
+    assert (
+        short_test(tests("assert f([", "    1, 2,", "]) == 3", "z = 1")) == "assert f([\n    1, 2,\n]) == 3"
+    )
     assert short_test(tests("a = 1", "b = 2", "c = 3", "d = 4", "assert f(a, b,", "  c, d)")) is None
     assert short_test(tests("def test():", "    assert f(1)", "test()")) is None
 
@@ -112,8 +149,13 @@ def test_each_planted_row_is_rejected_for_its_reason_and_no_clean_one_is():
     assert reject_reason(words(31), "  " + response(0)) == "same_response"
     assert reject_reason(words(32), response(32, name="f3")) == "same_function_names"
     classes = [words(3000 + n) + "\n" + fenced(f"class Same:\n    x = {n}") for n in range(2)]
-    assert reject_reason(words(50), classes[0]) is None and reject_reason(words(51), classes[1]) == "same_class_names"
-    assert reject_reason(words(52), fenced("s = f\"{'\u00a0'.strip()}\"")) is None, "ast.unparse of Python 3.11 gives up on it"
+    assert (
+        reject_reason(words(50), classes[0]) is None
+        and reject_reason(words(51), classes[1]) == "same_class_names"
+    )
+    assert reject_reason(words(52), fenced("s = f\"{'\u00a0'.strip()}\"")) is None, (
+        "ast.unparse of Python 3.11 gives up on it"
+    )
     assert reject_reason(words(33, 201), response(33)) == "long_instruction"
     assert reject_reason("benchmark text " + words(34), response(34)) == "benchmark_substring"
     assert reject_reason(words(4) + " indeed", response(35)) == "near_duplicate_instruction"
@@ -125,33 +167,77 @@ def test_each_planted_row_is_rejected_for_its_reason_and_no_clean_one_is():
 
 
 def test_near_duplicates_are_those_above_the_threshold():
-    """Five-grams of 400 distinct words: changing every 100th word leaves a Jaccard of 0.9, every 8th one of 0.23."""
+    """Five-grams of 400 distinct words: changing every 100th word leaves a Jaccard of 0.9, every 8th one of
+    0.23."""
     text = [f"w{i}" for i in range(400)]
     slightly = [word if i % 100 else "new" for i, word in enumerate(text)]
     largely = [word if i % 8 else "new" for i, word in enumerate(text)]
     near = NearDuplicates(0.7)
-    assert near.is_new(" ".join(text)) and not near.is_new(" ".join(slightly)) and near.is_new(" ".join(largely))
+    assert (
+        near.is_new(" ".join(text)) and not near.is_new(" ".join(slightly)) and near.is_new(" ".join(largely))
+    )
 
 
 def test_a_deck_depends_on_seed_stage_and_number_alone():
     def deck(seed, stage, number):
-        settings = argparse.Namespace(seed=seed, categories="function,class,program", difficulties="easy,medium,hard")
-        return [example.name for example in draw_deck(Run(None, {}, settings, None, {}), stage, number, 8)]
+        settings = argparse.Namespace(
+            seed=seed, categories="function,class,program", difficulties="easy,medium,hard"
+        )
+        run = argparse.Namespace(settings=settings, examples=wanted_examples(settings))
+        return [example.name for example in draw_deck(run, stage, number, 8)]
 
     assert deck(0, "concepts", 1) == deck(0, "concepts", 1)
-    assert len({tuple(deck(s, stage, n)) for s in (0, 1) for stage in ("concepts", "instructions") for n in (0, 1)}) == 8
+    assert (
+        len(
+            {
+                tuple(deck(s, stage, n))
+                for s in (0, 1)
+                for stage in ("concepts", "instructions")
+                for n in (0, 1)
+            }
+        )
+        == 8
+    )
 
 
-# ---------------------------------------------------------------------------------------------------------- the real engine
+# -------------------------------------------------------------------------------------------- the real engine
 
 GENERATION = ("concepts", "instructions", "responses")
-# A judge that is asked, and whose answer is never near the threshold: there, the engine's arithmetic would decide.
-SIZE = ["--limit", "5", "--judge", "0.0001", "--samples", "2", "--max-tokens", "96", "--decks", "2", "--concept-shots", "2", "--instruction-shots", "2"]
+# A judge that is asked, and whose answer is never near the threshold: there, the engine's arithmetic would
+# decide.
+SIZE = [
+    "--limit",
+    "5",
+    "--judge",
+    "0.0001",
+    "--samples",
+    "2",
+    "--max-tokens",
+    "96",
+    "--decks",
+    "2",
+    "--shots",
+    "2,2,1",
+]
 
 
 def start(out: Path, model: str, source: Path, *options, stage="run") -> subprocess.Popen:
-    command = [sys.executable, ROOT / "selfcodealign.py", stage, "--model", model, "--source", source, "--out", out, *SIZE, *options]
-    return subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    command = [
+        sys.executable,
+        ROOT / "selfcodealign.py",
+        stage,
+        "--model",
+        model,
+        "--source",
+        source,
+        "--out",
+        out,
+        *SIZE,
+        *options,
+    ]
+    return subprocess.Popen(
+        list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
+    )
 
 
 def finish(process: subprocess.Popen) -> str:
@@ -184,7 +270,11 @@ def whole(model, source, tmp_path_factory) -> Path:
 def test_a_run_leaves_every_file_and_its_counts_add_up(whole):
     counts = json.loads((whole / "funnel.json").read_text())
     for stage in counts["stages"]:
-        assert stage["in"] == stage["kept"] + sum(stage["rejects"].values()) == len(identities(whole, stage["stage"]))
+        assert (
+            stage["in"]
+            == stage["kept"] + sum(stage["rejects"].values())
+            == len(identities(whole, stage["stage"]))
+        )
     by_stage = {stage["stage"]: stage for stage in counts["stages"]}
     assert by_stage["seeds"]["kept"] == by_stage["concepts"]["in"] == 5
     assert by_stage["instructions"]["in"] == by_stage["concepts"]["kept"]
@@ -198,15 +288,18 @@ def test_a_run_leaves_every_file_and_its_counts_add_up(whole):
 
 
 def test_the_prompt_of_every_row_can_be_shown_again(whole):
-    example = load_examples(PROMPTS / "examples")[0]
-    for parent_stage, stage in itertools.pairwise(("seeds", *GENERATION)):
-        parents = {row["id"]: row for row in read_rows(whole / f"{parent_stage}.jsonl")}
+    settings = argparse.Namespace(**selfcodealign.read_config(whole))
+    other = load_examples(PROMPTS / "examples")[0].name
+    for stage in GENERATION:
+        parents = {row["id"]: row for row in read_rows(whole / f"{METHOD[stage].parent}.jsonl")}
         rows = list(read_rows(whole / f"{stage}.jsonl"))
         for row in rows:
-            parent = parents[row[stages("selfcodealign")[stage][1]]]
-            prompt = prompt_of(stage, row, parent, LAYOUTS["tags"])
-            assert prompt.count("### Example") == 1 + len(row["examples"]) and parent.get("code", parent.get("instruction", "")) in prompt
-            assert prompt_of(stage, row | {"examples": row["examples"][1:] + [example.name]}, parent, LAYOUTS["tags"]) is None
+            parent = parents[row[METHOD[stage].key]]
+            prompt = trace.prompt_of(METHOD[stage], row, parent, settings)
+            assert prompt.count("### Example") == 1 + len(row["examples"])
+            assert parent.get("code", parent.get("instruction", "")) in prompt
+            changed = row | {"examples": [*row["examples"][1:], other]}
+            assert trace.prompt_of(METHOD[stage], changed, parent, settings) is None
         assert rows
 
 
@@ -217,27 +310,32 @@ def test_a_run_that_goes_on_can_be_looked_at(whole, command, tmp_path):
     lines = (whole / "concepts.jsonl").read_text().splitlines(keepends=True)
     (out / "concepts.jsonl").write_text("".join(lines[:2]) + lines[2][:30])
     for stage in ("instructions", "responses", "executions", "selection", "sft"):
-        (out / f"{stage}.jsonl").unlink()
+        (out / f"{stage}.jsonl").unlink(missing_ok=True)
     with lock_folder(out):
         looked = command("selfcodealign.py", "report", "--out", out)
     assert looked.returncode == 0, looked.stderr
     assert "under way: concepts: 2 of 5 done (40%)" in looked.stdout
-    assert "Under way" in (out / "report.html").read_text() and "Under way" not in (whole / "report.html").read_text()
+    assert (
+        "Under way" in (out / "report.html").read_text()
+        and "Under way" not in (whole / "report.html").read_text()
+    )
 
 
 def test_a_report_is_written_while_a_stage_runs(whole, tmp_path, monkeypatch):
     out = tmp_path / "going"
     shutil.copytree(whole, out)
     (out / "report.html").unlink()
-    monkeypatch.setattr(selfcodealign, "REPORT_SECONDS", 0.1)
+    monkeypatch.setattr(report, "SECONDS_BETWEEN", 0.1)
     run = open_run(out, {}, {})
     run.time_for("responses")
     before = run.config["seconds"]["responses"]
     deadline = time.monotonic() + 60
-    with selfcodealign.live_report(run):
+    with report.live(run):
         while not (out / "report.html").exists() and time.monotonic() < deadline:
             time.sleep(0.1)
-    assert (out / "report.html").exists() and json.loads((out / "config.json").read_text())["seconds"]["responses"] > before
+    assert (out / "report.html").exists() and json.loads((out / "config.json").read_text())["seconds"][
+        "responses"
+    ] > before
 
 
 def plant(run: Run, tasks: dict[str, list[tuple[str, str, str]]]):
@@ -247,11 +345,23 @@ def plant(run: Run, tasks: dict[str, list[tuple[str, str, str]]]):
         rows["seeds"].append({"id": f"s{n}", "where": "m.py:1", "code": "half a pair \ud800"})
         rows["concepts"].append({"id": f"c{n}", "seed_id": f"s{n}", "concepts": []})
         drawn = {"category": "function", "difficulty": "easy"}
-        rows["instructions"].append({"id": f"i{n}", "concepts_id": f"c{n}", "instruction": instruction, **drawn})
+        rows["instructions"].append(
+            {"id": f"i{n}", "concepts_id": f"c{n}", "instruction": instruction, **drawn}
+        )
         for k, (response, tests, outcome) in enumerate(samples):
-            rows["responses"].append({"id": f"r{n}_{k}", "instruction_id": f"i{n}", "sample": k, "response": response, "tests": tests})
+            rows["responses"].append(
+                {
+                    "id": f"r{n}_{k}",
+                    "instruction_id": f"i{n}",
+                    "sample": k,
+                    "response": response,
+                    "tests": tests,
+                }
+            )
             reject = {} if outcome == "passed" else {"reject": outcome}
-            rows["executions"].append({"id": f"e{n}_{k}", "response_id": f"r{n}_{k}", "outcome": outcome, **reject})
+            rows["executions"].append(
+                {"id": f"e{n}_{k}", "response_id": f"r{n}_{k}", "outcome": outcome, **reject}
+            )
     for stage, lines in rows.items():
         with replacing(run.path(stage)) as write:
             for line in lines:
@@ -259,9 +369,14 @@ def plant(run: Run, tasks: dict[str, list[tuple[str, str, str]]]):
 
 
 def test_a_benchmark_task_is_found_however_it_is_told_and_clean_tasks_are_kept(model, benchmarks, tmp_path):
-    """The wording copied, the solution copied under another name, the wording changed here and there, and the task solved in other words."""
+    """The wording copied, the solution copied under another name, the wording changed here and there, and the
+    task solved in other words."""
     humaneval = benchmarks["humaneval"]
-    copied, renamed, reworded = humaneval["HumanEval/10"], humaneval["HumanEval/39"], humaneval["HumanEval/12"]
+    copied, renamed, reworded = (
+        humaneval["HumanEval/10"],
+        humaneval["HumanEval/39"],
+        humaneval["HumanEval/12"],
+    )
     wording = ast.get_docstring(ast.parse(reworded["prompt"]).body[-1]).split(">>>")[0].split()
     wording[4::12] = ["indeed"] * len(wording[4::12])
     again = """
@@ -271,47 +386,78 @@ def weave(bits, mask):
         out.append(str(int(p != q)))
     return "".join(out)"""  # HumanEval/11, string_xor
     planted = {
-        words(1) + "\n" + ast.get_docstring(ast.parse(copied["prompt"]).body[-1]): (fenced("def one(x):\n    return 1"), "benchmark_substring"),
-        words(2): (fenced(f"{renamed['prompt']}{renamed['canonical_solution']}".replace("prime_fib", "g")), "benchmark_substring"),
+        words(1) + "\n" + ast.get_docstring(ast.parse(copied["prompt"]).body[-1]): (
+            fenced("def one(x):\n    return 1"),
+            "benchmark_substring",
+        ),
+        words(2): (
+            fenced(f"{renamed['prompt']}{renamed['canonical_solution']}".replace("prime_fib", "g")),
+            "benchmark_substring",
+        ),
         " ".join(wording): (fenced("def three(x):\n    return 3"), "benchmark_overlap"),
         words(4): (f"{words(5)}\n{fenced(again)}", "benchmark_solved"),
     }
     harmless = [fenced(f"def clean{n}(x, y):\n    return x * {n} - y") for n in range(8)]
     clean = {words(100 + n): (f"{words(200 + n)}\n{code}", None) for n, code in enumerate(harmless)}
     run = open_run(tmp_path / "run", {"model": model}, {})
-    plant(run, {task: [(response, fenced("assert True"), "passed")] for task, (response, _) in (planted | clean).items()})
+    plant(
+        run,
+        {
+            task: [(response, fenced("assert True"), "passed")]
+            for task, (response, _) in (planted | clean).items()
+        },
+    )
     select(run)
     reasons = {row["response_id"]: row for row in read_rows(run.path("selection"))}
     for n, (_, expected) in enumerate((planted | clean).values()):
         assert reasons[f"r{n}_0"].get("reject") == expected, (n, reasons[f"r{n}_0"])
     assert "HumanEval/11" in reasons["r3_0"]["benchmark"] and reasons["r2_0"]["benchmark"] == ["HumanEval/12"]
     assert len(list(read_rows(run.path("sft")))) == len(clean)
-    assert {"HumanEval/10", "HumanEval/11", "HumanEval/12", "HumanEval/39"} <= set(funnel(run.folder)["contaminated_tasks"])
+    assert {"HumanEval/10", "HumanEval/11", "HumanEval/12", "HumanEval/39"} <= set(
+        funnel(run.folder)["contaminated_tasks"]
+    )
 
 
 def test_consensus_keeps_the_response_that_its_siblings_agree_with(model, tmp_path):
-    """Of three that pass their own tests, one is wrong and its tests are those that it passes; a right one would read its input."""
+    """Of three that pass their own tests, one is wrong and its tests are those that it passes; a right one
+    would read its input."""
     main = "\n\nif __name__ == '__main__':\n    print(f(int(input())))"
-    right, also, wrong = (fenced(f"def f(x):\n    return {body}") for body in (f"abs(x) + 17{main}", "17 + max(x, -x)", "x + 17"))
-    run = open_run(tmp_path / "run", {"model": model, "select": "consensus"}, {})
-    samples = [(wrong, "assert f(2) == 19"), (right, "assert f(-2) == 19"), (also, "assert f(2) == f(-2) == 19")]
-    plant(run, {
-        words(n): [(response.replace("f(", f"f{n}("), fenced(tests.replace("f(", f"f{n}(")), "passed") for response, tests in samples]
-        for n in range(6)
-    })
+    right, also, wrong = (
+        fenced(f"def f(x):\n    return {body}")
+        for body in (f"abs(x) + 17{main}", "17 + max(x, -x)", "x + 17")
+    )
+    run = open_run(tmp_path / "run", {"model": model, "prefer": "consensus"}, {})
+    samples = [
+        (wrong, "assert f(2) == 19"),
+        (right, "assert f(-2) == 19"),
+        (also, "assert f(2) == f(-2) == 19"),
+    ]
+    plant(
+        run,
+        {
+            words(n): [
+                (response.replace("f(", f"f{n}("), fenced(tests.replace("f(", f"f{n}(")), "passed")
+                for response, tests in samples
+            ]
+            for n in range(6)
+        },
+    )
     select(run)
     assert [row["response_id"][-1] in "12" for row in read_rows(run.path("sft"))] == [True] * 6
     chosen, verdicts = run.path("sft").read_bytes(), run.path("agreement").read_bytes()
     select(run)
-    assert run.path("sft").read_bytes() == chosen and run.path("agreement").read_bytes() == verdicts, "a verdict is given once"
+    assert run.path("sft").read_bytes() == chosen and run.path("agreement").read_bytes() == verdicts, (
+        "a verdict is given once"
+    )
 
 
-def test_other_recipes_choose_other_responses_and_as_many(model, tmp_path, command):
-    """Twelve tasks of three responses each, of which the first passes in every second task, and one is the sandbox's own fault."""
+def test_other_choices_of_responses_give_other_sets_of_one_size(model, tmp_path, command):
+    """Twelve tasks of three responses each, of which the first passes in every second task, and one is the
+    sandbox's own fault."""
     out = tmp_path / "recipes"
-    run = open_run(out, {"model": model, "held_out": 0.4, "test_in_instruction": 1.0}, {})
+    run = open_run(out, {"model": model, "heldout": 0.4, "test_in_instruction": 1.0}, {})
     with pytest.raises(BadInput, match="no sft.jsonl to match"):
-        select(run, "failing")
+        rivals.choose(run, "failing")
 
     def sample_of(n, k):
         body = f"def f{n}_{k}(x):\n    return {random.Random(3 * n + k).random()}"
@@ -322,17 +468,27 @@ def test_other_recipes_choose_other_responses_and_as_many(model, tmp_path, comma
     plant(run, tasks)
     outcomes = {row["response_id"]: row["outcome"] for row in read_rows(run.path("executions"))}
     chosen = {}
-    for recipe in CHOICES:
-        select(run, recipe)
-        chosen[recipe] = list(read_rows(out / ("sft.jsonl" if recipe == "passing" else f"sft-{recipe}.jsonl")))
+    select(run)
+    chosen["passing"] = list(read_rows(out / "sft.jsonl"))
+    for choice in rivals.CHOICES:
+        rivals.choose(run, choice)
+        chosen[choice] = list(read_rows(out / f"sft-{choice}.jsonl"))
     of = {recipe: {outcomes[row["response_id"]] for row in examples} for recipe, examples in chosen.items()}
-    assert of["passing"] == {"passed"} and of["failing"] == {"failed"} and of["random"] == {"passed", "failed"}
+    assert (
+        of["passing"] == {"passed"} and of["failing"] == {"failed"} and of["random"] == {"passed", "failed"}
+    )
     held_out = {row["instruction_id"] for row in read_rows(out / "heldout.jsonl")}
     assert 0 < len(held_out) < 6 and len(chosen["passing"]) == 6 - len(held_out)
-    assert len(chosen["failing"]) == len(chosen["random-subset"]) == len(chosen["passing"]) < len(chosen["random"])
+    assert (
+        len(chosen["failing"])
+        == len(chosen["random-subset"])
+        == len(chosen["passing"])
+        < len(chosen["random"])
+    )
     assert chosen["random-subset"] == chosen["random"][: len(chosen["passing"])]
     assert held_out.isdisjoint(row["instruction_id"] for examples in chosen.values() for row in examples)
-    for row in itertools.chain.from_iterable(chosen.values()):  # a test is shown only if the response passes it
+    # A test is shown only if the response passes it
+    for row in itertools.chain.from_iterable(chosen.values()):
         assert row["instruction"].endswith(row["tests"]) == (outcomes[row["response_id"]] == "passed")
     example = chosen["passing"][0]
     traced = command("selfcodealign.py", "trace", out, example["id"])
@@ -342,12 +498,16 @@ def test_other_recipes_choose_other_responses_and_as_many(model, tmp_path, comma
     scored = {row["instruction"] for row in read_rows(out / "heldout.jsonl")}
     assert not any("assert" in instruction for instruction in scored)
 
-    other = open_run(tmp_path / "other", {"model": model, "match": str(out), "test_in_instruction": 0.0}, {})
+    other = open_run(
+        tmp_path / "other", {"model": model, "test_in_instruction": 0.0}, {}, {"match": str(out)}
+    )
     more = {words(50 + n): [sample_of(50 + n, 0)] for n in range(1, 13, 2)}
     plant(other, {f"{task} indeed": samples for task, samples in (tasks | more).items()})
-    select(other)
+    rivals.select_matched(other)
     learned = {row["instruction"].removesuffix(" indeed") for row in read_rows(other.path("sft"))}
-    assert len(learned) == len(chosen["passing"]) and learned.isdisjoint(scored), "what another set is scored on is not learned"
+    assert len(learned) == len(chosen["passing"]) and learned.isdisjoint(scored), (
+        "what another set is scored on is not learned"
+    )
     fates = [row.get("reject") for row in read_rows(other.path("selection"))]
     assert fates.count("enough") == 6 and fates.count("same_response") == len(scored)
 
@@ -364,7 +524,7 @@ def test_execution_killed_midway_goes_on_and_judges_each_response_once(model, tm
     path = run.path("executions")
     path.unlink()
     run.lock.close()
-    command = [sys.executable, ROOT / "selfcodealign.py", "execute", "--out", run.folder]
+    command = [sys.executable, ROOT / "selfcodealign.py", "executions", "--out", run.folder]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while process.poll() is None and not (path.exists() and path.stat().st_size):
         time.sleep(0.02)
@@ -384,48 +544,50 @@ def test_responses_are_executed_while_an_engine_elsewhere_goes_on(model, tmp_pat
     plant(run, sleepers(10))
     run.path("executions").unlink()
     run.engine = argparse.Namespace(on_cpu=False)
-    with Meanwhile(run) as meanwhile:
+    with ExecutionBeside(run) as beside:
         for row in run.kept("responses"):
-            meanwhile.add(row)
-    assert (meanwhile.executed, meanwhile.passed, str(meanwhile)) == (10, 5, ", executed 10, passed 50%")
+            beside.add(row)
+    assert str(beside) == ", executed 10, passed 50%"
     run.settings.memory_mb = 1  # no sandbox can be had: the problem is not lost, and nothing waits for ever
-    with pytest.raises(SandboxError), Meanwhile(run) as meanwhile:
+    with pytest.raises(SandboxError), ExecutionBeside(run) as beside:
         for row in run.kept("responses"):
-            meanwhile.add(row)
+            beside.add(row)
 
 
 def test_settings_that_do_not_fit_together_are_refused_and_leave_no_run(model, tmp_path):
     origin = tmp_path / "origin"
     origin.mkdir()
     for given, says in [
-        ({"recipe": "random-snippets,oss-instruct"}, "--recipe takes"),
-        ({"layout": "tags,headings"}, "--layout takes"),
-        ({"recipe": "oss-instruct", "instructions_from": str(origin)}, "makes its own instructions"),
-        ({"source": "stdlib", "instructions_from": str(origin)}, "no --source"),
-        ({"limit": 3, "instructions_from": str(origin)}, "no --limit"),
-        ({"instructions_from": str(origin)}, "has no seeds.jsonl"),
-        ({"match": str(origin)}, "no finished run"),
-        ({"match": str(tmp_path / "run")}, "another run"),
-        ({"difficulties": "medium"}, "--concept-shots 8"),
+        ({"difficulties": "medium"}, "--shots 8,8,1"),
+        ({"shots": "8"}, "--shots takes"),
         ({"temperature": -0.1}, "--temperature takes"),
-        ({"held_out": 1.5}, "--held-out takes"),
-        ({"recipe": "evol-instruct"}, "needs --instructions-from"),
+        ({"categories": "function,poem"}, "--categories takes"),
     ]:
         with pytest.raises(BadInput, match=says):
             open_run(tmp_path / "run", {"model": model} | given, {})
+    for name, given, instructions, match, says in [
+        ("oss-instruct", {}, origin, None, "makes its own instructions"),
+        ("evol-instruct", {}, None, None, "needs --from"),
+        ("teacher", {"source": "stdlib"}, origin, None, "no --source"),
+        ("teacher", {"limit": 3}, origin, None, "no --limit"),
+        ("teacher", {}, origin, None, "has no seeds.jsonl"),
+        ("random-snippets", {}, None, origin, "no sft.jsonl"),
+    ]:
+        with pytest.raises(BadInput, match=says):
+            rivals.start(name, tmp_path / "run", {"model": model} | given, {}, instructions, match)
     with pytest.raises(SandboxError, match="memory"):
         open_run(tmp_path / "run", {"model": model, "memory_mb": 64}, {})
     assert not (tmp_path / "run").exists()
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / ".lock").touch()  # killed before its settings were written
-    untested = open_run(tmp_path / "run", {"model": model, "recipe": "oss-instruct"}, {})
+    untested = rivals.start("oss-instruct", tmp_path / "run", {"model": model}, {}, None, None)
     with pytest.raises(BadInput, match="executes none"):
-        select(untested, "failing")
+        rivals.choose(untested, "failing")
 
 
-def test_killed_in_every_stage_it_goes_on_and_each_row_is_there_once(whole, model, source, tmp_path):
+def test_killed_again_and_again_it_goes_on_and_each_row_is_there_once(whole, model, source, tmp_path):
     out = tmp_path / "killed"
-    for stage in ("seeds", *GENERATION):
+    for stage in ("seeds", "instructions", "responses"):
         process = start(out, model, source)
         path = out / f"{stage}.jsonl"
         while process.poll() is None and not (path.exists() and path.stat().st_size):
@@ -439,24 +601,39 @@ def test_killed_in_every_stage_it_goes_on_and_each_row_is_there_once(whole, mode
         assert sorted(identities(out, stage)) == sorted(identities(whole, stage))
     for stage, parent, samples in [("instructions", "concepts", 1), ("responses", "instructions", 2)]:
         kept = [row["id"] for row in read_rows(out / f"{parent}.jsonl") if "reject" not in row]
-        assert sorted(identities(out, stage)) == sorted(row_id(stage, identity, n) for identity in kept for n in range(samples))
-    assert len(identities(out, "executions")) == len([row for row in read_rows(out / "responses.jsonl") if "reject" not in row])
+        assert sorted(identities(out, stage)) == sorted(
+            row_id(stage, identity, n) for identity in kept for n in range(samples)
+        )
+    assert len(identities(out, "executions")) == len(
+        [row for row in read_rows(out / "responses.jsonl") if "reject" not in row]
+    )
 
 
-@pytest.mark.skipif(not os.environ.get("SLOW"), reason="set SLOW=1: two engines on a machine's few cores take their time")
+@pytest.mark.skipif(
+    not os.environ.get("SLOW"), reason="set SLOW=1: two engines on a machine's few cores take their time"
+)
 def test_other_engines_and_batch_sizes_change_no_prompt_and_no_sampling_seed(whole, model, source, tmp_path):
     """The text may differ in a token, since a batch's arithmetic does; what is asked for may not."""
     out = tmp_path / "two"
-    finish(start(out, model, source, "--engines", "2", "--max-num-seqs", "3"))
+    finish(start(out, model, source, "--engines", "2"))
     assert identities(out, "seeds") == identities(whole, "seeds")
     assert sorted(identities(out, "concepts")) == sorted(identities(whole, "concepts"))
-    for stage, parent, content in [("concepts", "seeds", "code"), ("instructions", "concepts", "concepts"), ("responses", "instructions", "instruction")]:
-        here, there = ({row["id"]: row for row in read_rows(folder / f"{stage}.jsonl")} for folder in (out, whole))
-        parents_here, parents_there = ({row["id"]: row.get(content) for row in read_rows(folder / f"{parent}.jsonl")} for folder in (out, whole))
+    for stage, parent, content in [
+        ("concepts", "seeds", "code"),
+        ("instructions", "concepts", "concepts"),
+        ("responses", "instructions", "instruction"),
+    ]:
+        here, there = (
+            {row["id"]: row for row in read_rows(folder / f"{stage}.jsonl")} for folder in (out, whole)
+        )
+        parents_here, parents_there = (
+            {row["id"]: row.get(content) for row in read_rows(folder / f"{parent}.jsonl")}
+            for folder in (out, whole)
+        )
         for identity in here.keys() & there.keys():
             one, other = here[identity], there[identity]
             assert one["sampling_seed"] == other["sampling_seed"] and one["examples"] == other["examples"]
-            parent_id = one[stages("selfcodealign")[stage][1]]
+            parent_id = one[METHOD[stage].key]
             assert (one["prompt"] == other["prompt"]) == (parents_here[parent_id] == parents_there[parent_id])
 
 
@@ -468,41 +645,54 @@ def test_a_larger_limit_adds_to_the_rows_there_are(model, source, tmp_path):
 
 def test_a_changed_setting_is_refused_by_name(whole, command):
     changed = command("selfcodealign.py", "run", "--out", whole, "--samples", 3)
-    assert changed.returncode == 2 and changed.stderr.count("\n") == 1 and "samples = 2, not 3" in changed.stderr
+    assert (
+        changed.returncode == 2 and changed.stderr.count("\n") == 1 and "samples = 2, not 3" in changed.stderr
+    )
 
 
-def test_the_rival_recipes_give_training_data(model, source, tmp_path):
+@pytest.mark.skipif(not os.environ.get("SLOW"), reason="set SLOW=1: six runs")
+def test_the_rivals_give_training_data(model, source, tmp_path):
     """T10 and T11, one engine for all, in a process of its own, which ends with it."""
     code = f"""
 from pathlib import Path
 import selfcodealign as s
-from rows import read_rows
+from extras import rivals
 out = Path({str(tmp_path)!r})
-given = dict(model={model!r}, samples=1, max_tokens=160, decks=1, temperature=0.2, difficulties="easy", categories="function")
-own = dict(source={str(source)!r}, limit=3, judge=0.0, concept_shots=2, instruction_shots=2)
+given = dict(model={model!r}, samples=1, max_tokens=160, decks=1, temperature=0.2, difficulties="easy", shots="2,2,1")
+given |= dict(categories="function")
+own = dict(source={str(source)!r}, limit=3, judge=0.0)
 engine = s.start_engine({model!r}, 4096)
-for recipe in s.RECIPES:
-    more = dict(instructions_from=str(out / "selfcodealign")) if recipe == "evol-instruct" else own
-    run = s.open_run(out / recipe, given | more | dict(recipe=recipe), {{}})
+for name in ("method", *rivals.TABLES):
+    if name == "method":
+        run = s.open_run(out / name, given | own, {{}})
+    elif name in rivals.NEED_INSTRUCTIONS:
+        run = rivals.start(name, out / name, given, {{}}, out / "method", None)
+    else:
+        run = rivals.start(name, out / name, given | own, {{}}, None, None)
     run.engine = engine
-    s.run_stages(run, s.STAGES)
+    s.run_everything(run)
     run.lock.close()
     for stage in ("seeds", "concepts", "instructions", "responses"):
-        assert run.path(stage).exists(), (recipe, stage)
+        assert run.path(stage).exists(), (name, stage)
 """
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=600)
-    for recipe in RECIPES:
-        counts = funnel(tmp_path / recipe)
-        assert {stage["stage"]: stage["waiting"] for stage in counts["stages"] if stage["waiting"]} == {}, recipe
+    for name in ("method", *rivals.TABLES):
+        counts = funnel(tmp_path / name)
+        assert not any(stage["waiting"] for stage in counts["stages"]), name
         assert counts["tested"] == any(stage["stage"] == "executions" for stage in counts["stages"])
-    assert not any(row["concepts"] for row in read_rows(tmp_path / "snippet-to-instruction" / "concepts.jsonl"))
+    concepts = list(read_rows(tmp_path / "snippet-to-instruction" / "concepts.jsonl"))
+    assert concepts and not any(row["concepts"] for row in concepts)
     evolved = list(read_rows(tmp_path / "evol-instruct" / "instructions.jsonl"))
     origins = {row["id"] for row in read_rows(tmp_path / "evol-instruct" / "evolution-1.jsonl")}
-    assert evolved and all(row["evolved_from"] in origins and row["change"] in CHANGES for row in evolved)
-    for recipe in ("oss-instruct", "evol-instruct"):
-        kept = [row for row in read_rows(tmp_path / recipe / "responses.jsonl") if "reject" not in row]
-        examples = list(read_rows(tmp_path / recipe / "sft.jsonl"))
-        fates = list(read_rows(tmp_path / recipe / "selection.jsonl"))
-        assert len(fates) == len(kept) and len(examples) == sum("reject" not in row for row in fates)
-        assert not list(read_rows(tmp_path / recipe / "executions.jsonl"))
+    assert evolved and all(
+        row["evolved_from"] in origins and row["change"] in rivals.CHANGES for row in evolved
+    )
+    answered = list(read_rows(tmp_path / "teacher" / "instructions.jsonl"))
+    assert answered == list(read_rows(tmp_path / "method" / "instructions.jsonl"))
+    for name in ("oss-instruct", "evol-instruct"):
+        kept = [row for row in read_rows(tmp_path / name / "responses.jsonl") if "reject" not in row]
+        examples = list(read_rows(tmp_path / name / "sft.jsonl"))
+        verdicts = list(read_rows(tmp_path / name / "selection.jsonl"))
+        assert len(verdicts) == len(kept) and len(examples) == sum("reject" not in row for row in verdicts)
+        assert not list(read_rows(tmp_path / name / "executions.jsonl"))
     assert list(read_rows(tmp_path / "oss-instruct" / "sft.jsonl"))

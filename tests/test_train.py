@@ -1,8 +1,10 @@
-"""train.py against independent truth: transformers' own loss, logits and Adafactor, one batch for many, one process for two."""
+"""train.py against independent truth: transformers' own loss, logits and Adafactor, one process for two."""
 
 import json
 import math
 import os
+import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AttentionInterface, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AttentionInterface, AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 from transformers.optimization import Adafactor
 
 import train
@@ -27,12 +29,13 @@ def tokenizer(model):
 
 @pytest.fixture(scope="module")
 def tiny(tokenizer, tmp_path_factory):
-    """The checkpoint folder of a random model of two layers, grouped-query attention and the embedded model's tokenizer."""
+    """The folder of a random model: two layers, grouped-query attention, the embedded model's tokenizer."""
     torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-                         num_key_value_heads=2, tie_word_embeddings=True, attention_dropout=0.1)  # fmt: skip
+    size = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
+    size |= {"num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": len(tokenizer)}
+    config = LlamaConfig(**size, tie_word_embeddings=True, attention_dropout=0.1)
     folder = tmp_path_factory.mktemp("tiny")
-    LlamaForCausalLM(config).save_pretrained(folder)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
@@ -40,15 +43,22 @@ def tiny(tokenizer, tmp_path_factory):
 @pytest.fixture
 def network(tiny):
     def load(attention="packed", precision="fp32"):
-        return train.load(SimpleNamespace(model=str(tiny), precision=precision, attention=attention, chat_template="new"))[0].train()
+        settings = {"precision": precision, "attention": attention, "chat_template": "new"}
+        return train.load(SimpleNamespace(model=str(tiny), **settings))[0].train()
 
     return load
 
 
-EXAMPLES = [("Add two numbers.", "def add(a, b):\n    return a + b"), ("Say no.", "no"),
-            ("Double each of the values.", "[2 * v for v in values]"), ("Count.", "one, two, three, four"),
-            ("Give the square of a number.", "def square(x):\n    return x * x"), ("Say yes.", "yes"),
-            ("Name a colour.", "Blue, or green, or red."), ("Is it late?", "It is never too late to sleep.")]  # fmt: skip
+EXAMPLES = [
+    ("Add two numbers.", "def add(a, b):\n    return a + b"),
+    ("Say no.", "no"),
+    ("Double each of the values.", "[2 * v for v in values]"),
+    ("Count.", "one, two, three, four"),
+    ("Give the square of a number.", "def square(x):\n    return x * x"),
+    ("Say yes.", "yes"),
+    ("Name a colour.", "Blue, or green, or red."),
+    ("Is it late?", "It is never too late to sleep."),
+]
 
 
 @pytest.fixture
@@ -62,7 +72,8 @@ def test_the_prompt_of_training_is_the_prompt_of_the_saved_template(tokenizer):
     asked = tokenizer.apply_chat_template(messages[:1], tokenize=False, add_generation_prompt=True)
     whole = tokenizer.apply_chat_template(messages, tokenize=False)
     assert tokenizer.decode(ids[:prompt_length]) == asked
-    assert whole.startswith(tokenizer.decode(ids)) and ids[-1] == tokenizer.eos_token_id and ids[0] == tokenizer.bos_token_id
+    assert whole.startswith(tokenizer.decode(ids))
+    assert ids[-1] == tokenizer.eos_token_id and ids[0] == tokenizer.bos_token_id
 
 
 def test_what_is_learned_is_the_response_and_its_end_and_nothing_of_a_prompt(encoded):
@@ -70,8 +81,10 @@ def test_what_is_learned_is_the_response_and_its_end_and_nothing_of_a_prompt(enc
     ids = pack["inputs"]["input_ids"][0]
     assert torch.equal(ids[pack["predicting"] + 1], pack["targets"])
     learned = [token for example, prompt_length in encoded for token in example[prompt_length:]]
-    assert pack["targets"].tolist() == learned and all(example[-1] in example[prompt:] for example, prompt in encoded)
-    assert train.make_pack([([7, 7, 7, 7], 2)], "cpu")["predicting"].tolist() == [1, 2]  # by position, whatever the token's id
+    assert pack["targets"].tolist() == learned
+    assert all(example[-1] in example[prompt_length:] for example, prompt_length in encoded)
+    by_position = train.make_pack([([7, 7, 7, 7], 2)], "cpu")["predicting"]  # whatever the token's id
+    assert by_position.tolist() == [1, 2]
 
 
 @pytest.mark.parametrize("attention", ["packed", "sdpa", "eager"])
@@ -105,29 +118,40 @@ def test_a_model_that_does_more_than_ours_or_lets_examples_see_each_other_is_ref
     with pytest.raises(train.BadInput, match="logits"):
         train.check_architecture(scaled, encoded[:2])
 
-    def leaky(module, query, key, value, mask, cu_seq_lens_q=None, **options):
-        return train.packed_attention(module, query, key, value, mask, cu_seq_lens_q=cu_seq_lens_q[[0, -1]], **options)
+    def leaky(*states, cu_seq_lens_q=None, **options):
+        return train.packed_attention(*states, cu_seq_lens_q=cu_seq_lens_q[[0, -1]], **options)
 
     AttentionInterface.register("leaky", leaky)
     with pytest.raises(train.BadInput, match="see each other"):
         train.check_architecture(network("leaky"), encoded[:2])
 
 
+def test_packed_attention_refuses_what_it_would_do_wrong_and_names_the_way_out():
+    states = [torch.randn(1, 2, 8, 4) for _ in range(3)]
+    bounds = {"cu_seq_lens_q": torch.tensor([0, 8], dtype=torch.int32), "max_length_q": 8}
+    train.packed_attention(None, *states, None, sliding_window=8, softcap=None, **bounds)
+    for option, way_out in (({"softcap": 50.0}, "eager"), ({"sliding_window": 7}, "sdpa")):
+        with pytest.raises(train.BadInput, match=f"--attention {way_out}"):
+            train.packed_attention(None, *states, None, **option, **bounds)
+
+
 def test_the_loss_in_chunks_is_the_loss_at_once():
     torch.manual_seed(0)
-    hidden, weight, targets = torch.randn(50, 16, requires_grad=True), torch.randn(99, 16, requires_grad=True), torch.randint(0, 99, (50,))
+    hidden, weight = torch.randn(50, 16, requires_grad=True), torch.randn(99, 16, requires_grad=True)
+    targets = torch.randint(0, 99, (50,))
     ours = train.LinearCrossEntropy.apply(hidden, weight, targets, 7)
     theirs = torch.nn.functional.cross_entropy(hidden @ weight.T, targets, reduction="sum")
     assert torch.allclose(ours, theirs)
-    for mine, other in zip(torch.autograd.grad(3 * ours, (hidden, weight)), torch.autograd.grad(3 * theirs, (hidden, weight))):
+    gradients = (torch.autograd.grad(3 * loss, (hidden, weight)) for loss in (ours, theirs))
+    for mine, other in zip(*gradients):
         assert torch.allclose(mine, other, rtol=1e-4, atol=1e-5)
 
 
 def test_packs_hold_every_example_once_and_waste_little():
-    lengths = [7, 3, 5, 5, 2, 8, 1, 9]
-    packs = train.best_fit(lengths, 10)
-    assert sorted(index for pack in packs for index in pack) == list(range(8))
-    assert all(sum(lengths[index] for index in pack) <= 10 for pack in packs) and len(packs) == 4
+    examples = [([number] * length, 1) for number, length in enumerate([7, 3, 5, 5, 2, 8, 1, 9])]
+    packs = train.best_fit(examples, 10)
+    assert sorted(example for pack in packs for example in pack) == sorted(examples)
+    assert all(sum(len(ids) for ids, _ in pack) <= 10 for pack in packs) and len(packs) == 4
 
 
 def test_eight_packs_of_one_give_the_gradient_of_one_pack_of_eight(network, encoded):
@@ -141,28 +165,24 @@ def test_eight_packs_of_one_give_the_gradient_of_one_pack_of_eight(network, enco
         assert torch.allclose(mine, other, rtol=1e-3, atol=1e-5)
 
 
-# -------------------------------------------------------------------------------------------------------------- optimizers
+# ------------------------------------------------------------------------------------------------- optimizer
 
 
-@pytest.mark.parametrize("name", ["adafactor", "adamw"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_optimizer_is_that_of_the_library(name, dtype):
-    if name == "adamw" and dtype == torch.bfloat16:
-        pytest.skip("torch's keeps its moments in bf16")
+def test_the_optimizer_is_that_of_the_library(dtype):
     torch.manual_seed(0)
     ours = {"matrix": torch.randn(12, 5).to(dtype), "vector": torch.randn(9).to(dtype)}
     theirs = {key: torch.nn.Parameter(weight.clone()) for key, weight in ours.items()}
     options = {"scale_parameter": False, "relative_step": False, "warmup_init": False}
-    library = torch.optim.AdamW(theirs.values(), 0.01, weight_decay=0) if name == "adamw" else Adafactor(theirs.values(), 0.01, **options)
-    states = {key: train.new_state(weight, name, "bf16") for key, weight in ours.items()}
+    library = Adafactor(theirs.values(), 0.01, **options)
+    states = {key: train.new_state(weight, "bf16") for key, weight in ours.items()}
     for step in range(1, 21):
         for key in ours:
             ours[key].grad = torch.randn_like(ours[key])
             theirs[key].grad = ours[key].grad.clone()
-        train.optimize(ours, states, step, 0.01, SimpleNamespace(optimizer=name, precision="bf16", seed=0))
+        train.optimize(ours, states, step, 0.01)
         library.step()
-    for key in ours:
-        assert torch.equal(ours[key], theirs[key]) if name == "adafactor" else torch.allclose(ours[key], theirs[key], atol=1e-6)
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
 def test_halves_are_exactly_fp32():
@@ -172,31 +192,32 @@ def test_halves_are_exactly_fp32():
     exact = exact[exact.abs() < 3e38]  # all signs and sizes, subnormal ones too
     high, low = train.split_halves(exact)
     assert torch.equal(train.join_halves(high, low), exact)
-    assert ((high.float() - exact).abs() <= (exact.to(torch.bfloat16).float() - exact).abs()).all()  # no bf16 is nearer
-    kept, half = exact.clone(), (high, low)
-    for step in range(20):
-        update = torch.randn_like(exact) * 1e-5 * exact.abs().clamp(max=1)
-        kept -= update
-        train.subtract(half[0], update, "mixed", half[1])
-    assert torch.equal(train.join_halves(*half), kept)
+    nearest = exact.to(torch.bfloat16).float()
+    assert ((high.float() - exact).abs() <= (nearest - exact).abs()).all()
 
 
-def test_stochastic_rounding_is_right_on_average_and_nearest_loses_the_step():
-    weight, nearest = torch.ones(200_000, dtype=torch.bfloat16), torch.ones(10, dtype=torch.bfloat16)
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(10):
-        train.subtract(weight, torch.full(weight.shape, 1e-4), "stochastic", generator=generator)
-        train.subtract(nearest, torch.full(nearest.shape, 1e-4), "bf16")
-    assert abs(weight.float().mean().item() - 0.999) < 5e-5 and (nearest == 1).all()
+def test_mixed_precision_keeps_the_weights_of_fp32_where_bf16_loses_small_steps():
+    torch.manual_seed(0)
+    start = torch.randn(50, 20).to(torch.bfloat16)
+    kept = {"fp32": start.float(), "mixed": start.clone(), "bf16": start.clone()}
+    states = {precision: {"weight": train.new_state(kept[precision], precision)} for precision in kept}
+    for step in range(1, 21):
+        gradient = torch.randn_like(start)
+        for precision, weight in kept.items():
+            weight.grad = gradient.to(weight.dtype)
+            train.optimize({"weight": weight}, states[precision], step, 1e-5)
+    joined = train.join_halves(kept["mixed"], states["mixed"]["weight"]["low"])
+    assert torch.equal(joined, kept["fp32"]) and not torch.equal(joined, start.float())
+    assert (kept["bf16"] == start).float().mean() > 0.8
 
 
 def test_the_rate_rises_falls_and_is_never_zero():
-    rates = [train.learning_rate(step, 100, 2.0, 0.05) for step in range(100)]
+    rates = [train.learning_rate(step, 100, 2.0) for step in range(1, 101)]
     assert rates[:5] == pytest.approx([0.4, 0.8, 1.2, 1.6, 2.0]) and max(rates) == 2.0
     assert rates[5:] == pytest.approx([2.0 * (100 - step) / 95 for step in range(5, 100)]) and min(rates) > 0
 
 
-# ------------------------------------------------------------------------------------------------------------- whole runs
+# ------------------------------------------------------------------------------------------------ whole runs
 
 
 @pytest.fixture
@@ -208,8 +229,8 @@ def data(tmp_path):
 
 
 def options(tiny, data, out, *more):
-    return ["--model", tiny, "--data", data, "--out", out, "--batch-size", 8, "--lr", 1e-2, "--max-length", 128, "--pack-tokens", 256,
-            *more]  # fmt: skip
+    recipe = "--batch-size 8 --lr 1e-2 --max-length 128 --pack-tokens 256".split()
+    return ["--model", tiny, "--data", data, "--out", out, *recipe, *more]
 
 
 def weights(folder):
@@ -218,12 +239,11 @@ def weights(folder):
 
 def rows_of(folder):
     rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return [{key: row[key] for key in ("step", "loss", "heldout_loss", "gradient_norm", "lr") if key in row} for row in rows]
+    return [{key: row[key] for key in row.keys() - {"tokens_per_second", "peak_gb"}} for row in rows]
 
 
-@pytest.mark.parametrize("precision", ["mixed", "stochastic"])
-def test_killed_at_any_time_and_given_again_it_ends_bit_for_bit_the_same(tiny, data, tmp_path, command, precision):
-    more = ["--precision", precision, "--checkpoint-every", 3, "--heldout", 0.1]
+def test_killed_at_any_time_and_given_again_it_ends_bit_for_bit_the_same(tiny, data, tmp_path, command):
+    more = ["--precision", "mixed", "--checkpoint-every", 3, "--validation-share", 0.1]
     whole = command("train.py", *options(tiny, data, tmp_path / "whole", *more))
     assert whole.returncode == 0, whole.stderr[-2000:]
     words = [sys.executable, train.__file__, *map(str, options(tiny, data, tmp_path / "killed", *more))]
@@ -244,10 +264,11 @@ def test_killed_at_any_time_and_given_again_it_ends_bit_for_bit_the_same(tiny, d
 
 
 def test_two_processes_do_what_one_does(tiny, data, tmp_path, command):
-    more = ["--precision", "fp32", "--epochs", 1, "--heldout", 0.1]
+    more = ["--precision", "fp32", "--epochs", 1, "--validation-share", 0.1]
     alone = command("train.py", *options(tiny, data, tmp_path / "one", *more))
     assert alone.returncode == 0, alone.stderr[-2000:]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(29000 + os.getpid() % 900)]
+    port = 29000 + os.getpid() % 900
+    torchrun = f"{sys.executable} -m torch.distributed.run --nproc-per-node 2 --master-port {port}".split()
     for shard in ("off", "on"):  # copies of the weights, and parts of them
         words = map(str, options(tiny, data, tmp_path / shard, *more, "--shard", shard))
         both = subprocess.run([*torchrun, train.__file__, *words], capture_output=True, text=True)
@@ -257,31 +278,92 @@ def test_two_processes_do_what_one_does(tiny, data, tmp_path, command):
         ours, theirs = weights(tmp_path / shard), weights(tmp_path / "one")
         assert ours.keys() == theirs.keys()
         # Adafactor divides by the gradient's own size: where that is all rounding, so is the sign of a step.
-        assert all((ours[name] - theirs[name]).float().norm() < 1e-2 * theirs[name].float().norm() for name in theirs)
+        for name in theirs:
+            assert (ours[name] - theirs[name]).float().norm() < 1e-2 * theirs[name].float().norm()
 
 
-def test_low_rank_adapters_are_merged_into_a_model_that_loads(tiny, data, tmp_path, command):
-    done = command("train.py", *options(tiny, data, tmp_path / "model", "--lora", 4, "--precision", "mixed"))
-    assert done.returncode == 0, done.stderr[-2000:]
-    before, after = weights(tiny), weights(tmp_path / "model")
-    changed = {name for name in after if not torch.equal(after[name], before[name].to(torch.bfloat16))}
-    assert after.keys() == before.keys() and changed == {name for name in before if "proj" in name}
-    losses = [row["loss"] for row in rows_of(tmp_path / "model")]
-    assert losses[-1] < losses[0]
+# ---------------------------------------------------------------------------------------------------- errors
+
+
+def refused(process, *says):
+    """Exit status 2 and one clear line, after the progress bar's."""
+    assert process.returncode == 2 and "Traceback" not in process.stderr, process.stderr[-2000:]
+    line = process.stderr.strip().splitlines()[-1]
+    assert line.startswith("train.py: ") and all(str(text) in line for text in says), process.stderr[-2000:]
+
+
+def test_a_model_that_is_cut_short_is_refused(tiny, data, tmp_path, command):
+    cut = shutil.copytree(tiny, tmp_path / "cut")
+    with (cut / "model.safetensors").open("rb+") as file:
+        file.truncate(100_000)
+    refused(command("train.py", *options(cut, data, tmp_path / "model")), cut)
+    assert not list(tmp_path.glob("model*"))
+
+
+def test_after_a_full_disk_the_same_command_goes_on(tiny, data, tmp_path, command):
+    words = options(tiny, data, tmp_path / "model", "--epochs", 1, "--precision", "mixed")
+    limited = {"log.jsonl": 600, "checkpoint-5": 5_000_000}  # bytes of the largest file that can be written
+    for name, limit in limited.items():
+        stopped = command("train.py", *words, prefix=["prlimit", f"--fsize={limit}"])
+        refused(stopped, "cannot write", tmp_path / "model.unfinished" / name, "File too large")
+    finished = command("train.py", *words)
+    assert finished.returncode == 0, finished.stderr[-2000:]
+    assert [row["step"] for row in rows_of(tmp_path / "model")] == [1, 2, 3, 4, 5]
+
+
+def test_a_model_that_cannot_be_saved_is_one_line(network, tokenizer, tmp_path):
+    (tmp_path / "out.unfinished").mkdir()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, limits[1]))
+    try:
+        with pytest.raises(train.BadInput, match="cannot write .*out.unfinished/model"):
+            train.save_model(tmp_path / "out", tmp_path / "out.unfinished", {}, network(), tokenizer)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_named(tiny, data, tmp_path, command):
+    (tmp_path / "file").touch()
+    out = tmp_path / "file" / "model"
+    refused(command("train.py", *options(tiny, data, out)), out)
+
+
+def test_a_folder_of_the_users_is_left_alone(tmp_path):
+    for name in ("model", "model.unfinished"):
+        (tmp_path / name).mkdir()
+        with pytest.raises(train.BadInput, match=f"{name} exists and was not made"):
+            train.is_trained(tmp_path / "model", tmp_path / "model.unfinished", {})
+        (tmp_path / name).rmdir()
+
+
+def test_settings_and_texts_that_cannot_be_are_refused(tiny, data, tmp_path, command):
+    words = options(tiny, data, tmp_path / "model", "--checkpoint-every", 0)
+    refused(command("train.py", *words), "--checkpoint-every")
+    data.write_text(json.dumps({"instruction": "half a surrogate pair: \ud800", "response": "b"}) + "\n")
+    with pytest.raises(train.BadInput, match=f"{data}:1: "):
+        train.read_pairs(data)
+
+
+# ---------------------------------------------------------------------------------------- the embedded model
 
 
 def test_a_chat_model_may_keep_its_template(model, tmp_path, command):
     data, out = tmp_path / "sft.jsonl", tmp_path / "model"
     data.write_text(json.dumps(dict(zip(("instruction", "response"), EXAMPLES[0]))) + "\n")
-    done = command("train.py", "--model", model, "--data", data, "--out", out, "--epochs", 1, "--chat-template", "keep")
-    assert done.returncode == 0 and "<|im_start|>user\nAdd two numbers.<|im_end|>" in done.stdout, done.stderr[-2000:]
-    assert AutoTokenizer.from_pretrained(out).chat_template == AutoTokenizer.from_pretrained(model).chat_template
+    words = ["--model", model, "--data", data, "--out", out, "--epochs", 1, "--chat-template", "keep"]
+    done = command("train.py", *words)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "<|im_start|>user\nAdd two numbers.<|im_end|>" in done.stdout
+    before, after = (AutoTokenizer.from_pretrained(folder).chat_template for folder in (model, out))
+    assert before == after
 
 
 def test_a_fine_tune_learns_and_leaves_a_model_that_loads(model, tmp_path, command):
     data, out = tmp_path / "sft.jsonl", tmp_path / "model"
     data.write_text("".join(json.dumps({"instruction": i, "response": r}) + "\n" for i, r in EXAMPLES[:2]))
-    options = ["--model", model, "--data", data, "--out", out, "--epochs", 6, "--batch-size", 2, "--lr", 5e-5, "--precision", "mixed"]
+    recipe = "--epochs 6 --batch-size 2 --lr 5e-5 --precision mixed".split()
+    options = ["--model", model, "--data", data, "--out", out, *recipe]
     first = command("train.py", *options)
     assert first.returncode == 0, first.stderr[-2000:]
     losses = [json.loads(line)["loss"] for line in (out / "log.jsonl").read_text().splitlines()]
@@ -293,5 +375,6 @@ def test_a_fine_tune_learns_and_leaves_a_model_that_loads(model, tmp_path, comma
     loaded, tokenizer = AutoModelForCausalLM.from_pretrained(out), AutoTokenizer.from_pretrained(out)
     assert tokenizer.chat_template == train.CHAT_TEMPLATE.read_text() and loaded.dtype == torch.bfloat16
     ids, prompt_length = train.encode_example(tokenizer, *EXAMPLES[1])
-    answer = loaded.generate(torch.tensor([ids[:prompt_length]]), max_new_tokens=8, do_sample=False)[0, prompt_length:]
-    assert answer.tolist() == ids[prompt_length:]  # the taught answer, ended by the end-of-text token
+    prompt = torch.tensor([ids[:prompt_length]])
+    answer = loaded.generate(prompt, max_new_tokens=8, do_sample=False)[0]
+    assert answer.tolist() == ids  # the taught answer, ended by the end-of-text token

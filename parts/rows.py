@@ -1,7 +1,8 @@
 """The run folder's JSON Lines files: one row per item, kept or rejected, on disk as soon as it is known.
 
-A row has an `id` that comes from what it is made of, so the same input gives the same id anywhere, and a run that was killed
-knows from the ids on disk what is left to do. Every random choice of the method is a `draw` from such ids, never from a position.
+A row has an `id` that comes from what it is made of, so the same input gives the same id anywhere, and a run
+that was killed knows from the ids on disk what is left to do. Every random choice of the method is a `draw`
+from such ids, never from a position.
 """
 
 import contextlib
@@ -36,8 +37,14 @@ def draw(*parts) -> int:
     return int(digest(*parts)[:8], 16) >> 1
 
 
+def whole(text: str) -> str:
+    """`text` with a question mark for half a surrogate pair, which no other format can hold."""
+    return text.encode(errors="replace").decode()
+
+
 def read_rows(path: Path) -> Iterator[dict]:
-    """Yield the rows of a JSON Lines file, none if there is no file. A torn last line is left out, any other is BadInput."""
+    """Yield the rows of a JSON Lines file, none if there is no file. A torn last line is left out, any other
+    is BadInput."""
     return (row for _, row in read_places(path))
 
 
@@ -60,7 +67,8 @@ def read_places(path: Path) -> Iterator[tuple[int, dict]]:
 
 
 class KeptRows:
-    """The rows of a file that were not rejected, by their ids, in the file's order; read when asked for, so only the ids are in memory."""
+    """The rows of a file that were not rejected, by their ids, in the file's order; read when asked for, so
+    only the ids are in memory."""
 
     def __init__(self, path: Path):
         self.places = {row["id"]: place for place, row in read_places(path) if "reject" not in row}
@@ -84,18 +92,21 @@ class Appender:
     """
 
     def __init__(self, path: Path):
-        self.ids = {row["id"] for row in read_rows(path)}
-        self.file = path.open("ab")
-        size = self.file.tell()
-        with path.open("rb") as written:
-            while size and (written.seek(size - 1), written.read(1))[1] != b"\n":
-                size -= 1
-        self.file.truncate(size)
+        self.ids, self.path = {row["id"] for row in read_rows(path)}, path
+        with writing(path):
+            self.file = path.open("ab", buffering=0)
+            size = self.file.tell()
+            with path.open("rb") as written:
+                while size and (written.seek(size - 1), written.read(1))[1] != b"\n":
+                    size -= 1
+            self.file.truncate(size)
 
     def append(self, row: dict):
-        assert row["id"] not in self.ids, f"row {row['id']} would stand twice in {self.file.name}"
-        self.file.write(json.dumps(row).encode() + b"\n")
-        self.file.flush()
+        assert row["id"] not in self.ids, f"row {row['id']} would stand twice in {self.path}"
+        line = json.dumps(row).encode() + b"\n"
+        with writing(self.path):
+            while line:
+                line = line[self.file.write(line) :]
         self.ids.add(row["id"])
 
     def __enter__(self):
@@ -105,8 +116,20 @@ class Appender:
         self.file.close()
 
 
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns an OSError, such as a full disk, into BadInput that names the file."""
+    try:
+        yield
+    except OSError as error:
+        raise BadInput(
+            f"cannot write {path}: {error.strerror or error}; the same command goes on from here"
+        ) from None
+
+
 def lock_folder(folder: Path):
-    """Make the folder and lock it: an open file, and no second process gets one while it lives. Raises BadInput."""
+    """Make the folder and lock it: an open file, and no second process gets one while it lives. Raises
+    BadInput."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / ".lock").open("w")
@@ -120,15 +143,29 @@ def lock_folder(folder: Path):
 
 def write_atomically(path: Path, text: str):
     """Write the whole file or leave the old one: a kill between the two never leaves half a file."""
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")  # a report may be written by two processes at a time
-    unfinished.write_text(text)
-    os.replace(unfinished, path)
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")  # two processes may write a report
+    with writing(path):
+        unfinished.write_text(text)
+        os.replace(unfinished, path)
+
+
+def read_object(path: Path) -> dict:
+    """The JSON object of a file, {} where there is no file. Raises BadInput."""
+    try:
+        found = json.loads(path.read_text()) if path.exists() else {}
+    except ValueError as error:
+        raise BadInput(f"{path}: {error}") from None
+    if not isinstance(found, dict):
+        raise BadInput(f"{path}: not a JSON object")
+    return found
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Callable[[dict], None]]:
-    """Gives a function that writes a row; the file is replaced by what was written when all is there, and only then."""
+    """Gives a function that writes a row; the file is replaced by what was written when all is there, and
+    only then."""
     unfinished = path.with_name(path.name + ".unfinished")
-    with unfinished.open("w") as file:
-        yield lambda row: file.write(json.dumps(row) + "\n")
-    os.replace(unfinished, path)
+    with writing(path):
+        with unfinished.open("w") as file:
+            yield lambda row: file.write(json.dumps(row) + "\n")
+        os.replace(unfinished, path)

@@ -1,0 +1,297 @@
+"""Decontamination by execution: functions that give a benchmark task's outputs on its inputs, whatever they
+are called.
+
+This finds a benchmark's task that was copied in other words, which no search of text can. Every top-level
+function of a response is tried on every task of HumanEval+ and MBPP+ that takes as many arguments, in the
+sandbox. `selection` calls `solved_benchmarks` for the responses that passed the filters.
+"""
+
+import ast
+import base64
+import collections
+import contextlib
+import functools
+import inspect
+import io
+import marshal
+import math
+import mmap
+import os
+import re
+import signal
+import time
+import warnings
+import zlib
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from parts.code import python_code
+from parts.rows import Appender, KeptRows, progress, read_rows, row_id
+from sandbox import Sandbox
+
+# A function solves a task if it is right on INPUTS of its inputs, or on all if there are fewer. Tasks whose
+# outputs on them are too alike are not tried: n outputs of entropy H carry n * H bits, and a guess by their
+# frequencies is right once in 2 ** (n * H).
+INPUTS, LARGEST, MIN_BITS = 20, 300, 10  # LARGEST: characters of an input or an output
+# Nor are tasks that one builtin solves, 16 in all: code that sorts, sums or counts is no sign of a copy. With
+# them, 191 of 538 responses of a small model solved a task, 72 of them HumanEval/35 (`max`); without, 34.
+BUILTINS = (abs, all, any, bool, float, int, len, list, max, min, pow, round, set, sorted, str, sum, tuple)
+MAX_TRIES = 4000  # of functions on tasks, for one response
+# Processor time of one function on one task; the clock on the wall gets eight times as much
+TRY_SECONDS = 0.25
+MAX_STOPPED = 20  # tries of one response that may run over this time, or crash
+ALL_SECONDS = 7  # for all tries of a response, so that they can report before the sandbox's limit of 10 s
+
+
+def solved_benchmarks(run, response_ids: list[str], responses: KeptRows) -> tuple[dict[str, list[str]], str]:
+    """The responses whose code solves benchmark tasks, with the tasks; and what was tried, in words.
+
+    Each response is tried once: results are kept in benchmarks.jsonl of the run folder.
+    """
+    decontaminator = run.decontaminator
+    if not decontaminator.runnable:
+        return {}, ""
+    trials = make_trials(decontaminator.runnable)
+    attempts = {row_id("benchmarks", decontaminator.coverage, key): key for key in response_ids}
+    with Appender(run.path("benchmarks")) as file, Sandbox(workers=run.settings.workers) as sandbox:
+        waiting = [attempt for attempt in attempts if attempt not in file.ids]
+        codes = ((attempt, python_code(responses[attempts[attempt]]["response"])) for attempt in waiting)
+        tried = solved_tasks(trials, sandbox, codes) if waiting else ()
+        for attempt, tasks, missing in progress(
+            tried, total=len(waiting), desc="benchmark tasks", unit="response"
+        ):
+            file.append(
+                {"id": attempt, "response_id": attempts[attempt], "solves": tasks, "not_tried": missing}
+            )
+    solved, incomplete = {}, len(attempts)
+    for row in read_rows(run.path("benchmarks")):
+        if row["id"] in attempts:
+            incomplete -= not row["not_tried"]
+            if row["solves"]:
+                solved[row["response_id"]] = row["solves"]
+    said = f"{len(attempts)} responses tried on the inputs of {len(trials)} tasks"
+    return solved, said + (f", {incomplete} of them not on all" if incomplete else "")
+
+
+def solved_tasks(
+    trials: list["Trial"], sandbox: Sandbox, codes: Iterable[tuple[object, str]]
+) -> Iterator[tuple[object, list[str], int]]:
+    """For each (key, code): its key, the ids of the benchmark tasks that a function of the code solves, and
+    how many tries are missing, since MAX_TRIES were made, MAX_STOPPED failed to end, or the program did not.
+    As they are done, not in order; none for a code on which the sandbox itself failed.
+
+    Every top-level function is tried on every task whose number of arguments it takes, in one program of the
+    sandbox for each code.
+    """
+    tables = {
+        arity: pack(
+            {
+                number: (trial.as_set, trial.examples)
+                for number, trial in enumerate(trials)
+                if trial.arity == arity
+            }
+        )
+        for arity in {trial.arity for trial in trials}
+    }
+
+    def programs() -> Iterator[tuple[tuple, str]]:
+        for key, code in codes:
+            tries = plan_tries(code, trials)
+            arities = {trials[number].arity for _, number in tries[:MAX_TRIES]}
+            program = trying_program(code, tries[:MAX_TRIES], [tables[arity] for arity in sorted(arities)])
+            yield (key, tries), program
+
+    for (key, tries), result in sandbox.map(programs()):
+        if result.outcome == "error":  # the sandbox's own fault says nothing of the code
+            continue
+        if result.outcome == "passed":
+            solved, missing = [], 0
+        elif result.outcome == "failed" and (
+            said := re.match(r"TriesDone: (\d+) missing, solved((?: \d+(?= ))*)", result.detail)
+        ):
+            solved, missing = (
+                sorted({trials[tries[int(number)][1]].task for number in said[2].split()}),
+                int(said[1]),
+            )
+        else:
+            solved, missing = [], min(len(tries), MAX_TRIES)
+        yield key, solved, missing + max(0, len(tries) - MAX_TRIES)
+
+
+class Trial(NamedTuple):
+    """What a function that solves the task must give."""
+
+    task: str
+    name: str
+    arity: int
+    as_set: bool  # the order of the output does not count, says EvalPlus
+    examples: list[tuple[bytes, object]]  # arguments, marshalled so that each try has its own; output
+
+
+def make_trials(tasks: dict[str, dict]) -> list["Trial"]:
+    return list(filter(None, map(make_trial, tasks.values())))
+
+
+def make_trial(task: dict) -> Trial | None:
+    """The task's own inputs and the shortest that EvalPlus added, and the outputs of EvalPlus's reference;
+    None if they tell too little. None has a number of six digits: some references count up to theirs for
+    minutes."""
+    from evalplus.eval._special_oracle import MBPP_OUTPUT_NOT_NONE_TASKS, MBPP_OUTPUT_SET_EQ_TASKS
+    from evalplus.gen.util import trusted_exec
+
+    if task["entry_point"] in MBPP_OUTPUT_NOT_NONE_TASKS:
+        return None
+    ordered = [*task["base_input"], *sorted(task["plus_input"], key=lambda item: len(short(item)))]
+    inputs = {short(arguments): arguments for arguments in ordered}
+    inputs = [
+        arguments
+        for text, arguments in inputs.items()
+        if len(text) <= LARGEST and not re.search(r"(?<![.\d])\d{6}", text)
+    ][:INPUTS]
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of references, such as invalid escapes
+        outputs = trusted_exec(task["prompt"] + task["canonical_solution"], inputs, task["entry_point"])
+    pairs = [
+        (arguments, output) for arguments, output in zip(inputs, outputs) if len(short(output)) <= LARGEST
+    ]
+    counts = collections.Counter(short(output) for _, output in pairs)
+    bits = -sum(count * math.log2(count / len(pairs)) for count in counts.values())
+    if bits < MIN_BITS:
+        return None
+    try:
+        examples = [
+            (marshal.dumps(arguments), marshal.loads(marshal.dumps(output))) for arguments, output in pairs
+        ]
+    except ValueError:  # not a plain value
+        return None
+    as_set = task["entry_point"] in MBPP_OUTPUT_SET_EQ_TASKS
+    if any(solves(builtin, as_set, examples) for builtin in BUILTINS):
+        return None
+    return Trial(task["task_id"], task["entry_point"], len(pairs[0][0]), as_set, examples)
+
+
+def short(value: object) -> str:
+    """The text of a value; a number beyond Python's limit of digits counts as too long."""
+    try:
+        return repr(value)
+    except ValueError:
+        return "9" * (LARGEST + 1)
+
+
+def plan_tries(code: str, trials: list[Trial]) -> list[tuple[str, int]]:
+    """(function, number of the trial) for each function of the code and each task with as many arguments; the
+    likeliest names first."""
+    tries = []
+    for node in ast.parse(code).body:
+        if isinstance(node, ast.FunctionDef) and not any(
+            default is None for default in node.args.kw_defaults
+        ):
+            positional = len(node.args.posonlyargs + node.args.args)
+            required, most = (
+                positional - len(node.args.defaults),
+                math.inf if node.args.vararg else positional,
+            )
+            tries += [
+                (node.name, number) for number, trial in enumerate(trials) if required <= trial.arity <= most
+            ]
+    words = {
+        name: set(name.lower().split("_"))
+        for name in {name for name, _ in tries} | {trial.name for trial in trials}
+    }
+    return sorted(tries, key=lambda item: -len(words[item[0]] & words[trials[item[1]].name]))
+
+
+def pack(value: object) -> str:
+    return base64.b64encode(zlib.compress(marshal.dumps(value))).decode()
+
+
+def trying_program(code: str, tries: list[tuple[str, int]], tables: list[str]) -> str:
+    """A program that makes the tries. It passes if all were made and none solved a task; else its exception
+    tells."""
+    return f"{trying_source()}try_all(*unpack({pack((code, tries))!r}), map(unpack, {tables}))\n"
+
+
+@functools.cache
+def trying_source() -> str:
+    parts = "\n\n".join(
+        inspect.getsource(part) for part in (TriesDone, unpack, same, solves, try_in_turn, try_all)
+    )
+    limits = f"TRY_SECONDS, MAX_STOPPED, ALL_SECONDS = {TRY_SECONDS}, {MAX_STOPPED}, {ALL_SECONDS}"
+    return f"import base64, marshal, math, mmap, os, signal, time, zlib\n\n{limits}\n\n{parts}\n\n"
+
+
+# What follows runs in the sandbox too.
+
+
+def unpack(text):
+    return marshal.loads(zlib.decompress(base64.b64decode(text)))
+
+
+class TriesDone(Exception):
+    pass
+
+
+def try_all(code, tries, tables):
+    """The tries are made in a process of their own, so that what hangs, exits or crashes ends only itself."""
+    tasks = {number: trial for table in tables for number, trial in table.items()}
+    state = mmap.mmap(-1, len(tries) + 1)  # shared by both: 0 not begun, 1 begun, 2 solved; the last stays 0
+    deadline = time.monotonic() + ALL_SECONDS
+    for _ in range(MAX_STOPPED):
+        next_one = state[:].index(0)
+        if next_one < len(tries):
+            process = os.fork()
+            if process == 0:
+                try:
+                    try_in_turn(code, tries, tasks, state)
+                finally:
+                    os._exit(0)
+            os.waitpid(process, 0)
+        done = state[:].index(0) == next_one  # or the code cannot even be loaded
+        if done or time.monotonic() > deadline:
+            break
+    solved = [number for number, mark in enumerate(state[:]) if mark == 2]
+    missing = len(tries) - state[:].index(0)
+    if solved or missing:
+        raise TriesDone(f"{missing} missing, solved {' '.join(map(str, solved))} ")
+
+
+def try_in_turn(code, tries, tasks, state):
+    def limit():  # with no handler, the signals end the process whatever it is doing
+        signal.setitimer(signal.ITIMER_PROF, TRY_SECONDS)
+        signal.setitimer(signal.ITIMER_REAL, 8 * TRY_SECONDS)
+
+    limit()
+    namespace = {"__name__": "response"}
+    exec(code, namespace)
+    for number in range(state[:].index(0), len(tries)):
+        state[number] = 1
+        name, task = tries[number]
+        limit()
+        try:
+            state[number] += solves(namespace[name], *tasks[task])
+        except BaseException:  # a function that exits, say: it does not solve this task
+            pass
+
+
+def solves(function, as_set, examples):
+    try:
+        for arguments, expected in examples:
+            answer = function(*marshal.loads(arguments))
+            if not (set(answer) == set(expected) if as_set else same(answer, expected)):
+                return False
+    except Exception:  # whatever is raised by other people's code
+        return False
+    return True
+
+
+def same(answer, expected):
+    """Equal, but for the rounding of floats and for lists that stand for tuples."""
+    if isinstance(expected, (list, tuple)):
+        return (
+            isinstance(answer, (list, tuple))
+            and len(answer) == len(expected)
+            and all(map(same, answer, expected))
+        )
+    if isinstance(expected, float):
+        return isinstance(answer, (int, float)) and math.isclose(answer, expected, rel_tol=1e-7, abs_tol=1e-6)
+    return answer == expected

@@ -1,0 +1,279 @@
+"""The report of a run: its counts in funnel.json, and report.html, a page that needs no network.
+
+    python selfcodealign.py report --out runs/first      every command that runs a stage does this at its end
+
+`write_report` counts the rows, reads them once more for what only the page shows, and writes both files.
+`advice` says what to improve first, `projection` what a larger run would give.
+"""
+
+import argparse
+import collections
+import contextlib
+import json
+import re
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import jinja2
+from scipy.stats import binomtest
+
+from parts.folder import read_config
+from parts.rows import BadInput, read_object, read_rows, whole, write_atomically
+from selfcodealign import Stage, clock, funnel, stages_of, table, under_way
+
+LEAVES_LAYOUT = "the model leaves the layout: `pilot` compares both; or more --shots"
+DISAGREE = "code and tests disagree: easier tasks (--difficulties), a lower --temperature, or more --samples"
+REPEATED = "tasks repeat one another: more and more varied seeds, more --decks"
+HINTS = {  # reject: what a user can do about it
+    "length": "outputs run into --max-tokens: raise it, or give shorter few-shot examples",
+    "prompt_too_long": "prompts do not fit the context: fewer --shots",
+    "not_a_list_of_concepts": "read a few below; more --shots, or examples closer to your code",
+    "not_a_task": "read a few below, and give more --shots",
+    "no_response_tests_boundary": LEAVES_LAYOUT,
+    "no_code_block": LEAVES_LAYOUT,
+    "tests_assert_nothing": "tests are never called: examples with plain assertions, more --shots",
+    "syntax_error": "code breaks off or is no Python: a lower --temperature, or a stronger model",
+    "failed": DISAGREE,
+    "timeout": "programs do not end: read a few below, and raise --timeout if they are right but slow",
+    "insufficient_docstring": "docstrings are too thin: a better documented source, or a lower --judge",
+    "same_instruction": REPEATED,
+    "same_function_names": REPEATED,
+    "same_class_names": REPEATED,
+    "near_duplicate_instruction": REPEATED,
+    "near_duplicate_code": REPEATED,
+}
+SECONDS_BETWEEN = 60  # between two reports of a run that goes on; more where a report takes long
+WEAK_TESTS = 0.6  # tests that notice a smaller share of the mistakes in the code are weak
+
+
+def write_report(folder: Path) -> dict:
+    """Write funnel.json and report.html of the run folder; returns the counts. Raises BadInput."""
+    counts = funnel(folder) | {"quality": read_object(folder / "quality.json")}
+    write_atomically(folder / "report.html", whole(render(folder, counts, read_config(folder))))
+    write_atomically(folder / "funnel.json", json.dumps(counts, indent=2))
+    return counts
+
+
+def show(folder: Path):
+    """Write the report and print its counts."""
+    counts = write_report(folder)
+    print(table(counts))
+    for hint in advice(counts)[:1]:
+        print(f"improve first: {hint}")
+    print(f"report: {folder / 'report.html'}")
+
+
+@contextlib.contextmanager
+def live(run):
+    """While a stage of `run` goes on, write the report again and again, in a process of its own at the lowest
+    priority, so that it holds up nothing."""
+    ended = threading.Event()
+
+    def work():
+        pause = SECONDS_BETWEEN
+        while not ended.wait(pause):
+            run.time_for(run.timed)  # so that config.json has what the stage has taken so far
+            started = time.monotonic()
+            script = Path(__file__).parent.parent / "selfcodealign.py"
+            command = ["nice", "-n", "19", sys.executable, script, "report", "--out", run.folder]
+            writer = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)  # no Ctrl-C
+            while writer.poll() is None and not ended.wait(0.5):
+                pass
+            writer.terminate()
+            writer.wait()
+            pause = max(SECONDS_BETWEEN, 20 * (time.monotonic() - started))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def main(words: list[str]):
+    parser = argparse.ArgumentParser(
+        "selfcodealign.py report", description="of a finished run, or one that goes on"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="the run folder")
+    folder = parser.parse_args(words).out
+    if not (folder / "config.json").exists():
+        raise BadInput(f"{folder} is not a run folder: start with `run` or `seeds`")
+    show(folder)
+
+
+def advice(counts: dict) -> list[str]:
+    """What to improve first: the three rejects that cost the most final examples, and weak tests.
+
+    A reason that rejects a row for each row kept costs half of what its stage could give.
+    """
+    costs = []
+    for stage in counts["stages"]:
+        for reason, count in stage["rejects"].items():
+            share = count / stage["in"]
+            by_model = stage["stage"] != "seeds" or reason == "insufficient_docstring"  # else the source's
+            if reason in HINTS and by_model and share > 0.1:
+                found = f"{stage['stage']}: {count:,} of {stage['in']:,} end as {reason} ({share:.0%})"
+                costs.append((count / max(1, stage["kept"]), f"{found}; {HINTS[reason]}"))
+    hints = [hint for _, hint in sorted(costs, reverse=True)[:3]]
+    quality = counts.get("quality", {})
+    if quality.get("mutants") and quality["killed"] < WEAK_TESTS * quality["mutants"]:
+        noticed = f"tests notice {quality['killed'] / quality['mutants']:.0%} of small mistakes in the code"
+        hints.append(f"{noticed}; read some, and give stricter few-shot examples")
+    return hints
+
+
+def projection(counts: dict, seeds: int) -> str:
+    """What a run of `seeds` kept seeds would give if it went on like this one: rows, shares with their 95 %
+    intervals, tokens and hours, as text."""
+    scale = seeds / max(1, counts["stages"][0]["kept"])
+    line = "{:<13}{:>12}{:>12}{:>8}{:>18}{:>14}{:>8}".format
+    lines = [line("stage", "in", "kept", "share", "95 % interval", "new tokens", "hours")]
+    for stage in counts["stages"]:
+        rows, kept, tokens = (f"{stage[key] * scale:.0f}" for key in ("in", "kept", "tokens"))
+        share = f"{stage['kept'] / max(1, stage['in']):.1%}"
+        hours = f"{stage['seconds'] * scale / 3600:.1f}"
+        between = interval(stage["kept"], stage["in"])
+        lines.append(line(stage["stage"], rows, kept, share, between, tokens, hours))
+    hours = sum(stage["seconds"] for stage in counts["stages"]) * scale / 3600
+    between = interval(counts["sft"], counts["stages"][0]["kept"])
+    lines.append(
+        f"expected: {counts['sft'] * scale:.0f} examples, {between} of the seeds, in {hours:.1f} hours on "
+        "this machine; a larger run finds more duplicates, so take the examples as an upper end"
+    )
+    return "\n".join(lines)
+
+
+def interval(k: int, n: int) -> str:
+    return "{:.1%} to {:.1%}".format(*wilson(k, n)) if n else "-"
+
+
+def wilson(k: int, n: int) -> tuple[float, float]:
+    """The 95 % Wilson interval of the share k of n > 0."""
+    found = binomtest(k, n).proportion_ci(method="wilson")
+    return found.low, found.high
+
+
+# --------------------------------------------------------------------------------------------------- the page
+
+EXAMPLES_PER_REASON = 3
+FINAL_EXAMPLES = 10
+COMMON_CONCEPTS = 45
+COLUMNS = 40  # of a histogram, at most
+SHOWN_ELSEWHERE = ("seconds", "sandbox", "decontamination")
+CLIP = 1500  # characters of a text on the page; the stage's file has it whole
+
+
+def assertions(row: dict) -> int:
+    return len(re.findall(r"^\s*(?:assert\b|self\.assert)", row["tests"], re.MULTILINE))
+
+
+LENGTHS = {  # title of a histogram: the file whose kept rows are measured, and how
+    "lines per seed": ("seeds", lambda row: row["code"].count("\n") + 1),
+    "words per instruction": ("instructions", lambda row: len(row["instruction"].split())),
+    "tokens per sample": ("responses", lambda row: row.get("tokens", 0)),
+    "assertions per sample": ("responses", assertions),
+    "words per final response": ("sft", lambda row: len(row["response"].split())),
+    "assertions per final example": ("sft", assertions),
+}
+
+
+class Details:
+    """What only the page shows, from one pass over the rows of a run.
+
+    The last stage is read first, as in `funnel`, so that a rejected row can ask for those it was made from.
+    """
+
+    def __init__(self, folder: Path, stages: dict[str, Stage]):
+        self.rejected = collections.defaultdict(list)  # {(stage, reason): the first rows}
+        self.origins = {}  # {id: row}: what these were made from
+        self.final_by_task = collections.Counter()  # {(category, difficulty): final examples}
+        self.lengths = {title: collections.Counter() for title in LENGTHS}
+        self.concepts = collections.Counter()
+        self.final = []
+        for stage in ("sft", *reversed(stages)):
+            for row in read_rows(folder / f"{stage}.jsonl"):
+                if stage in stages:
+                    self.keep_example(stage, stages[stage], row)
+                elif len(self.final) < FINAL_EXAMPLES:
+                    self.final.append(row)
+                if stage == "sft":
+                    self.final_by_task[row["category"], row["difficulty"]] += 1
+                elif stage == "concepts":
+                    self.concepts.update(row.get("concepts", ()))
+                for title, (measured, length) in LENGTHS.items():
+                    if measured == stage and "reject" not in row:
+                        self.lengths[title][length(row)] += 1
+
+    def keep_example(self, stage: str, table_row: Stage, row: dict):
+        """Keep the row if it is among the first rejected for its reason, or what such a row was made from."""
+        is_origin = row["id"] in self.origins
+        if is_origin:
+            self.origins[row["id"]] = row
+        reason = row.get("reject")
+        is_example = reason and len(self.rejected[stage, reason]) < EXAMPLES_PER_REASON
+        if is_example:
+            self.rejected[stage, reason].append(row)
+        # The page shows its task, but no seed
+        is_answer = table_row.parent not in (None, "seeds", "concepts")
+        if table_row.key and (is_example or is_origin and is_answer):
+            row["made_from"] = row[table_row.key]
+            self.origins.setdefault(row[table_row.key])
+
+    def with_origins(self, row: dict) -> list[dict]:
+        """The row, and before it what it was made from."""
+        origin = self.origins.get(row.get("made_from"))
+        return [*(self.with_origins(origin) if origin else ()), row]
+
+
+def histogram(counts: collections.Counter) -> dict:
+    """Of {length: number} the column heights from 0 to 1; the longest thousandth is left out."""
+    lengths = sorted(counts.elements())
+    median, longest = lengths[len(lengths) // 2], lengths[int(0.999 * len(lengths))]
+    width = longest // COLUMNS + 1
+    columns = collections.Counter(length // width for length in lengths if length <= longest)
+    heights = [columns[n] / max(columns.values()) for n in range(longest // width + 1)]
+    return {"heights": heights, "median": median, "middle": median // width, "longest": longest}
+
+
+def render(folder: Path, counts: dict, config: dict) -> str:
+    """The page as HTML, in which every text of the run is escaped."""
+    details = Details(folder, stages_of(config))
+    order = config.get("difficulties", "").split(",")
+    place = lambda task: order.index(task["difficulty"]) if task["difficulty"] in order else -1
+    tasks = sorted(counts["tasks"], key=lambda task: (task["category"], place(task)))
+    passing, samples = counts["instructions_by_passing_samples"], config.get("samples", 1)
+    settings = {key: value for key, value in config.items() if key not in SHOWN_ELSEWHERE}
+    versions = config.get("versions", {}).items()
+    settings["versions"] = ", ".join(f"{name} {number}" for name, number in versions if number)
+    pages = jinja2.FileSystemLoader(Path(__file__).parent / "pages")
+    environment = jinja2.Environment(loader=pages, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"clip": clip, "clock": clock, "number": "{:,}".format}
+    return environment.get_template("report.html").render(
+        name=folder.resolve().name,
+        written=time.strftime("%Y-%m-%d %H:%M:%S"),
+        settings=settings,
+        engine_start=config.get("seconds", {}).get("engine_start"),
+        counts=counts,
+        stages={stage["stage"]: stage for stage in counts["stages"]},
+        most={key: max(stage[key] for stage in counts["stages"]) for key in ("tokens", "seconds")},
+        advice=advice(counts),
+        under_way=under_way(counts),
+        instructions=sum(passing.values()),
+        solved=sum(passing.values()) - passing.get(0, 0),
+        passing=[(f"{n} of {samples}", passing.get(n, 0)) for n in range(samples + 1)],
+        tasks=tasks,
+        wilson=wilson,
+        histograms=[(title, histogram(lengths)) for title, lengths in details.lengths.items() if lengths],
+        common=details.concepts.most_common(COMMON_CONCEPTS),
+        details=details,
+    )
+
+
+def clip(value) -> str:
+    text = ", ".join(value) if isinstance(value, list) else str(value)
+    return text if len(text) <= CLIP else f"{text[:CLIP]}\n… {len(text) - CLIP:,} more characters"

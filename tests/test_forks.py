@@ -1,0 +1,94 @@
+"""The worked forks of docs/forks: each still applies, changes 15 lines at most, and does what it says."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+from parts.rows import read_rows
+
+FORKS = sorted((ROOT / "docs" / "forks").glob("*.diff"))
+
+
+def forked(name: str, tmp_path):
+    """A copy of the project with the diff applied."""
+    copy = tmp_path / "project"
+    left_out = shutil.ignore_patterns(
+        ".git", ".venv", "models", "runs", "__pycache__", ".pytest_cache", ".ruff_cache"
+    )
+    shutil.copytree(ROOT, copy, ignore=left_out)
+    subprocess.run(["git", "apply", copy / "docs" / "forks" / f"{name}.diff"], cwd=copy, check=True)
+    return copy
+
+
+def run(copy, code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], cwd=copy, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.mark.parametrize("path", FORKS, ids=lambda path: path.stem)
+def test_a_fork_is_small_and_leaves_extras_alone(path):
+    file, changed = "", 0
+    for line in path.read_text().splitlines():
+        if line.startswith("+++ "):
+            file = line.removeprefix("+++ b/")
+        elif line[:1] in "+-" and not line.startswith("---"):
+            changed += not file.startswith("prompts/")
+            assert not file.startswith("extras/")
+    assert 0 < changed <= 15
+
+
+def test_a_new_filter_gives_its_reason(tmp_path):
+    sentence = "The sum is the sum. "
+    code = f"""
+import selfcodealign as s
+text = {sentence * 9!r} + "\\n```python\\nx = 1\\n```\\n</response>\\n\\n<tests>\\n```python\\nassert x\\n```\\n"
+print(s.split_response(text, s.LAYOUTS["tags"]).get("reject"), s.split_response(text[20 * 8:], s.LAYOUTS["tags"]).get("reject"))
+"""
+    assert run(forked("filter", tmp_path), code).split() == ["repeats_itself", "None"]
+
+
+def test_methods_of_classes_become_seeds(tmp_path):
+    source = 'class A:\n    def double(self, x):\n        """Twice x."""\n        return 2 * x\n'
+    code = f"import json\nfrom parts.seeds import functions\nprint(json.dumps(functions('a.py', {source!r})))"
+    [row] = json.loads(run(forked("methods", tmp_path), code))
+    assert row["name"] == "double" and row["code"].startswith("def double") and "reject" not in row
+
+
+def test_a_new_stage_between_two_others_is_counted_traced_and_selected(model, tmp_path):
+    """Its rows are those of planted responses; what follows runs as always."""
+    code = f"""
+import selfcodealign as s
+from extras import trace
+from pathlib import Path
+from parts.rows import replacing
+run = s.open_run(Path("run"), dict(model={model!r}, samples=1, max_tokens=32, judge=0.0), {{}})
+code = "```python\\ndef f(x):\\n    return x + {{}}\\n```"
+rows = dict(
+    seeds=[dict(id="s", where="m.py:1", code="def g(x): ...")],
+    concepts=[dict(id="c", seed_id="s", concepts=["sums"])],
+    instructions=[dict(id="i", concepts_id="c", instruction="Add one to a number.", category="function", difficulty="easy")],
+    responses=[dict(id="r", instruction_id="i", sample=0, response=code.format(2), tests="```python\\nassert f(1) == 2\\n```")],
+)
+for stage, lines in rows.items():
+    with replacing(run.path(stage)) as write:
+        for line in lines:
+            write(line)
+run.stages["critiques"].make(run)  # the real engine, whose answer may be anything
+with replacing(run.path("critiques")) as write:
+    write(dict(id="q", response_id="r", sample=0, response=code.format(1), tests="```python\\nassert f(1) == 2\\n```"))
+s.run_stages(run, ["executions", "selection"])
+[example] = s.read_rows(run.path("sft"))
+trace.trace(run.folder, example["id"])
+print(s.table(s.funnel(run.folder)))
+"""
+    copy = forked("critique", tmp_path)
+    printed = run(copy, code)
+    assert "CRITIQUES q" in printed and "RESPONSES r" in printed and "SEEDS s: m.py:1" in printed
+    assert "instructions by number of passing samples: 1: 1" in printed
+    [example] = read_rows(copy / "run" / "sft.jsonl")
+    assert "x + 1" in example["response"] and example["seed_id"] == "s" and example["instruction_id"] == "i"
