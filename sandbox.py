@@ -23,7 +23,7 @@ Covered, each layer where the kernel and the user's rights allow it (--check say
   * limits on CPU time, address space, file size, open files and processes; on the memory of all processes;
   * its own root of read-only system folders and this Python, with a /tmp that is emptied after each program;
   * its own namespaces of processes (daemons are killed too), network (loopback only) and IPC;
-  * its own user id where the caller is root; no capabilities; landlock; no system calls for attacks only;
+  * its own user id where the caller is root; no capabilities; landlock; calls that only attacks need fail;
   * a fixed environment, no inherited descriptors, empty stdin, output to /dev/null, so that it cannot block;
   * time spent waiting for a core that others use does not count against the time limit (up to 4x the limit).
 

@@ -12,10 +12,13 @@
     executions    2.3     response + tests -> passed, or why not (sandbox.py)   executions.jsonl
     selection     2.3, C  -> one passing response a task, no near-duplicates    selection.jsonl, sft.jsonl
 
-A stage makes rows from the kept rows of the stage before it. Every row is on disk as soon as it is known. A
-rejected row stays, with its reason in `reject`. A command that was killed goes on when it is given again: it
-makes the rows that are missing. What is drawn for a row depends on the run's seed and on ids only (`draw`),
-never on order or time.
+A stage makes rows from the kept rows of the stage before it. A row is on disk as soon as it is made (seeds:
+128 at a time, as they are judged). A rejected row stays, with its reason in `reject`. A command that was
+killed goes on when it is given again: it makes the rows that are missing. What is drawn for a row depends on
+the run's seed and on ids only (`draw`), never on order or time.
+
+Two parts of these steps stand elsewhere: parts/seeds.py says which functions stand alone, and
+extras/behaviour.py rejects examples that solve a benchmark's task in other words (`benchmark_solved`).
 
 Differs from the paper: the few-shot examples are our own. They are drawn as shared decks, so that the engine
 prefills each deck once (`--decks 0` draws them for each prompt). Each sample has its own sampling seed.
@@ -76,7 +79,8 @@ def add_settings(parser: argparse.ArgumentParser) -> dict:
     defaults = {}
 
     def add(flag: str, default, help: str, **options):
-        group.add_argument(flag, default=argparse.SUPPRESS, help=f"{help} (default: {default})", **options)
+        note = "" if default is None else f" (default: {default})"
+        group.add_argument(flag, default=argparse.SUPPRESS, help=help + note, **options)
         defaults[flag.removeprefix("--").replace("-", "_")] = default
 
     group = parser.add_argument_group("model and seeds (paper 2.1, B)")
@@ -103,11 +107,18 @@ def add_settings(parser: argparse.ArgumentParser) -> dict:
     group = parser.add_argument_group("execution (2.3)")
     add("--timeout", 10.0, "seconds a program may run", type=positive(float))
     add("--memory-mb", 4096, "megabytes a program may use", type=positive(int))
-    add("--workers", None, "programs run at a time; default: one per core", type=positive(int))
+    add("--workers", None, "programs run at a time (default: one per core)", type=positive(int))
     group = parser.add_argument_group("selection (2.3, C)")
-    add("--test-in-instruction", 0.5, "share of examples whose instruction shows a short test", type=share)
+    add(
+        "--test-in-instruction", 0.5, "share of examples that show a short test, if they have one", type=share
+    )
     add("--heldout", 0.0, "share of tasks left out of sft.jsonl, in heldout.jsonl, for scoring", type=share)
-    add("--prefer", "drawn", "passing response to keep: consensus: most others agree", choices=PREFER)
+    add(
+        "--prefer",
+        "drawn",
+        "of a task's passing responses: a drawn one, or the one most agree with",
+        choices=PREFER,
+    )
     return defaults
 
 
@@ -619,12 +630,14 @@ def execute(run: Run):
         if row_id("executions", row["id"]) not in done
     ]
     if waiting:
-        passed = 0
+        outcomes = Counter()
         with progress(total=len(waiting), desc="executions", unit="program") as bar:
             for outcome in run_programs(run, waiting):
-                passed += outcome == "passed"
-                bar.set_postfix_str(f"passed {passed / (bar.n + 1):.0%}", refresh=False)
+                outcomes[outcome] += 1
+                bar.set_postfix_str(f"passed {outcomes['passed'] / outcomes.total():.0%}", refresh=False)
                 bar.update()
+        if outcomes["error"]:
+            run.problems.append(f"{outcomes['error']} programs got no verdict from the sandbox")
 
 
 def run_programs(run: Run, responses: Iterable[dict]) -> Iterator[str]:
@@ -639,7 +652,7 @@ def run_programs(run: Run, responses: Iterable[dict]) -> Iterator[str]:
         )
         for row, result in sandbox.map(programs):
             if result.outcome == "error":
-                run.problems.append(f"a program got no verdict from the sandbox: {result.detail}")
+                print(f"\nno verdict from the sandbox: {result.detail}", file=sys.stderr)
                 yield result.outcome
                 continue
             verdict = {key: getattr(result, key) for key in ("outcome", "detail", "seconds", "peak_mb")}
@@ -1062,9 +1075,8 @@ def parse_arguments() -> argparse.Namespace:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     for name in ("run", *METHOD):
-        command = commands.add_parser(
-            name, help=METHOD[name].make.__doc__.split(":")[0] if name in METHOD else "every stage"
-        )
+        does = METHOD[name].make.__doc__.partition(": ")[2].split(".")[0] if name in METHOD else "every stage"
+        command = commands.add_parser(name, help=" ".join(does.split()))
         command.add_argument("--out", type=Path, required=True, help="the run folder")
         add_settings(command)
         add_engine_options(command)
@@ -1081,8 +1093,8 @@ def run_everything(run: Run):
 
 def say_problems(run: Run) -> int:
     """The exit status: 0 only where the work was done."""
-    for problem, count in Counter(run.problems).items():
-        print(f"selfcodealign.py: {problem} ({count} times); the same command tries again", file=sys.stderr)
+    for problem in run.problems:
+        print(f"selfcodealign.py: {problem}; the same command tries again", file=sys.stderr)
     return 2 if run.problems else 0
 
 

@@ -15,6 +15,7 @@ OUT.unfinished, and the same command, on any number of GPUs, goes on from the la
 - --precision bf16 (the paper's) takes 4 bytes per parameter, gradient included; rounding undoes most of
   a small step. mixed takes 6: bf16 arithmetic, weights kept exactly as in fp32. fp32 takes 8. The last two
   learn more at the same rate. A 7.6B model takes 30, 46 or 61 GB before activations.
+- The saved model is bf16 whatever the precision.
 - Every random choice comes from --seed and the epoch, so a checkpoint holds no random state.
 
 Differs from the paper: epochs, not stated for its main model (timings fit 2); packing; no step at rate 0.
@@ -443,6 +444,8 @@ def is_trained(out: Path, unfinished: Path, settings: dict) -> bool:
         compared = settings.keys() - SPEED_SETTINGS
         if changed := sorted(key for key in compared if made.get(key) != settings[key]):
             raise BadInput(f"{folder} was made with another {', '.join(changed)}: take another --out")
+    if out.exists() and unfinished.exists() and RANK == 0:  # killed between the last rename and the clean-up
+        shutil.rmtree(unfinished)
     return out.exists()
 
 

