@@ -136,13 +136,13 @@ class InProcess:
 
         self.on_cpu = not torch.cuda.is_available()
         if self.on_cpu:
-            os.environ.setdefault(
-                "VLLM_ENABLE_V1_MULTIPROCESSING", "0"
-            )  # 4 s to start instead of 17, and no slower
+            # 4 s to start instead of 17, and no slower.
+            os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
             os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "3")  # GiB
-            os.environ.setdefault(
-                "OMP_WAIT_POLICY", "PASSIVE"
-            )  # threads that spin stand still when another program takes a core
+            # Threads that spin stand still when another program takes a core.
+            os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+            # vLLM compiles a function for logprobs, which the judge asks for: that needs a C++ compiler.
+            torch.compiler.set_stance("force_eager")
         from transformers import AutoConfig
         from vllm import LLM
 

@@ -236,7 +236,11 @@ def start(out: Path, model: str, source: Path, *options, stage="run") -> subproc
         *options,
     ]
     return subprocess.Popen(
-        list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
+        list(map(str, command)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"CXX": "no-compiler-here"},  # none is needed, not even for the judge, cwd=ROOT
     )
 
 
