@@ -156,14 +156,6 @@ def write(path: Path, text: str):
         raise BadInput(f"cannot write {path}: {error.strerror}") from None
 
 
-def append(rows: Appender, row: dict):
-    try:
-        rows.append(row)
-    except OSError as error:
-        rows.file.raw.close()  # otherwise `close` tries to write the rest of the buffer, and fails again
-        raise BadInput(f"cannot write {rows.file.name}: {error.strerror}") from None
-
-
 def fingerprint(path: Path) -> str | None:
     """A hash of a file, or of a checkpoint folder: name, size and 64 blocks of 64 KiB of each file; None for
     a hub id. Limit: a change that keeps the size of a file over 4 MiB, and stays between its evenly spread
@@ -254,7 +246,7 @@ def generate(model: str, jobs: list[Job]):
         bar = progress(stream(engine, requests), total=len(requests), desc="generate", unit="answer")
         for request, completion in bar:
             answer = {"raw": completion.text, "finished": completion.finished, "tokens": completion.tokens}
-            append(request.row["file"], request.row["row"] | answer)
+            request.row["file"].append(request.row["row"] | answer)
             tokens += completion.tokens
             bar.set_postfix_str(f"{tokens / (time.monotonic() - started):.0f} tokens/s", refresh=False)
 
@@ -343,7 +335,7 @@ def score(jobs: list[Job], workers: int):
             total, name = sum(map(len, missing.values())), f"score {jobs[0].benchmark}"
             for task_id, solution, verdict in progress(verdicts, total=total, desc=name, unit="answer"):
                 for file in missing[task_id][solution]:
-                    append(file, {"id": row_id("verdict", task_id, solution), "task_id": task_id, **verdict})
+                    file.append({"id": row_id("verdict", task_id, solution), "task_id": task_id, **verdict})
     for job in jobs:
         write_result(job)
 
@@ -540,9 +532,12 @@ def compare(folder_a: Path, folders_b: list[Path], funnel: Path | None, out: Pat
     excluded = {"suites": set()}
     if funnel:
         try:
-            excluded["without_flagged"] = set(json.loads(funnel.read_text())["contaminated_tasks"])
+            found = json.loads(funnel.read_text())
+            excluded["without_flagged"] = set(
+                found["contaminated_tasks"] if isinstance(found, dict) else found
+            )
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise BadInput(f"{funnel} is not the funnel.json of a run: {error!r}") from None
+            raise BadInput(f"{funnel} is no funnel.json of a run, nor a list of tasks: {error!r}") from None
     for b in bs:
         run = {name: {key: side[key] for key in ("folder", "what")} for name, side in (("a", a), ("b", b))}
         run["differing_settings"] = differing_settings(a, b)

@@ -67,7 +67,6 @@ CONTEXT = 8192  # tokens of prompt and output together; lowered to what the mode
 CONCEPT_TOKENS = (
     256  # new tokens for a list of concepts: a model of short context must have room for the prompt
 )
-REPORT_SECONDS = 60  # between two reports of a run that goes on; more where a report takes long
 
 # --------------------------------------------------------------------------------------------------- settings
 
@@ -214,6 +213,8 @@ def open_run(folder: Path, given: dict, engine_options: dict, facts: dict | None
     """Start a run folder, or go on with it. `facts` are recorded besides the settings. Raises BadInput."""
     prompts = digest(*(path.read_text() for path in sorted(PROMPTS.rglob("*.md"))))
     defaults = add_settings(argparse.ArgumentParser())
+    if read_config(folder).get("prompts", prompts) != prompts:
+        raise BadInput(f"{folder} was made with other prompts than those in {PROMPTS}: take another --out")
     facts = (facts or {}) | {"prompts": prompts}
     config, is_new = merge_settings(folder, defaults, given, ADJUSTABLE, facts)
     check_settings(config)
@@ -238,7 +239,8 @@ def check_settings(config: dict):
         raise BadInput(f"--shots takes three numbers such as 8,8,1, not {config['shots']!r}")
     check_limits(config["workers"] or 1, config["timeout"], config["memory_mb"])
     examples = len(wanted_examples(argparse.Namespace(**config)))
-    if max(map(int, config["shots"].split(","))) > examples:
+    shots = list(map(int, config["shots"].split(",")))
+    if max(shots[2:] if config.get("instructions_from") else shots) > examples:
         found = f"{PROMPTS / 'examples'} has {examples} of the wanted categories and difficulties"
         raise BadInput(f"--shots {config['shots']}: {found}")
 
@@ -384,8 +386,12 @@ def gather_seeds(run: Run):
     """Paper 2.1 and B: functions of the source that stand alone, type-check, are no near-duplicates, hold no
     benchmark text, and whose docstring suffices, says the model.
     """
-    candidates = ordered(run, seeds.extract(run.settings.source))
-    keep_seeds(run, lambda seen: judged(run, clean(run, seeds.type_checked(unseen(candidates, seen)))))
+
+    def candidates_after(seen: set[str]) -> Iterator[dict]:
+        candidates = unseen(ordered(run, seeds.extract(run.settings.source)), seen)
+        return judged(run, clean(run, seeds.type_checked(candidates)))
+
+    keep_seeds(run, candidates_after)
 
 
 def keep_seeds(run: Run, candidates_after: Callable[[set[str]], Iterable[dict]]):
@@ -1110,7 +1116,11 @@ def main() -> int | None:
         if command == "run":
             run_everything(run)
         else:
-            run_stages(run, [command])
+            if command not in run.stages:
+                raise BadInput(f"the rival {run.config['rival']} has no stage {command}")
+            order = list(run.stages)
+            before = order[: order.index(command)]  # a rival's own stages have no command of their own
+            run_stages(run, [*(stage for stage in before if stage not in METHOD), command])
             extra("report").show(out)
         return say_problems(run)
     except (BadInput, SandboxError, OSError) as error:

@@ -437,15 +437,13 @@ def distribute(model, arguments, device):
 # ----------------------------------------------------------------------------------------------- checkpoints
 def is_trained(out: Path, unfinished: Path, settings: dict) -> bool:
     """Whether --out is complete. Raises BadInput if it, or OUT.unfinished, was made with other settings."""
-    for folder in filter(Path.exists, (out, unfinished)):
+    for folder in [out] if (out / "train.json").exists() else filter(Path.exists, (out, unfinished)):
         if not (folder / "train.json").exists():
             raise BadInput(f"{folder} exists and was not made by train.py: take another --out")
         made = json.loads((folder / "train.json").read_text())
         compared = settings.keys() - SPEED_SETTINGS
         if changed := sorted(key for key in compared if made.get(key) != settings[key]):
             raise BadInput(f"{folder} was made with another {', '.join(changed)}: take another --out")
-    if out.exists() and unfinished.exists() and RANK == 0:  # killed between the last rename and the clean-up
-        shutil.rmtree(unfinished)
     return out.exists()
 
 
@@ -545,6 +543,8 @@ def train(arguments):
     settings["data_sha256"] = hashlib.sha256(arguments.data.read_bytes()).hexdigest()
     unfinished = Path(f"{arguments.out}.unfinished")
     if is_trained(arguments.out, unfinished, settings):
+        if RANK == 0 and (unfinished / "train.json").exists():  # killed before the last clean-up
+            shutil.rmtree(unfinished)
         return say(f"{arguments.out} is trained already")
     device = start_processes()
     model, tokenizer = load(arguments)

@@ -13,9 +13,9 @@ from extras import report, rivals
 SEEDS = 200
 
 
-def pilot(folder: Path, given: dict, engine_options: dict, full: int):
+def pilot(folder: Path, given: dict, engine_options: dict, full: int) -> int:
     """Run both layouts under `folder` and print the counts and the projection. Raises BadInput."""
-    passing, first = {}, None
+    passing, first, status = {}, None, 0
     for layout in method.LAYOUTS:
         settings = {"limit": SEEDS} | given | {"layout": layout}
         if first:
@@ -27,6 +27,7 @@ def pilot(folder: Path, given: dict, engine_options: dict, full: int):
             first = run = method.open_run(folder / layout, settings, engine_options)
         print(f"\nlayout {layout}")
         method.run_everything(run)
+        status = max(status, method.say_problems(run))
         passing[layout] = sum(1 for _ in run.kept("executions"))
     layout = max(passing, key=passing.get)
     counted = ", ".join(f"{name} {count}" for name, count in passing.items())
@@ -35,6 +36,7 @@ def pilot(folder: Path, given: dict, engine_options: dict, full: int):
     copied = len(rivals.COPIED)
     counts["stages"][:copied] = paid["stages"][:copied]
     print(f"\nprojection to {full} seeds, from {folder / layout}\n{report.projection(counts, full)}")
+    return status
 
 
 def main(words: list[str]):
@@ -46,4 +48,4 @@ def main(words: list[str]):
     method.add_settings(parser)
     method.add_engine_options(parser)
     arguments = parser.parse_args(words)
-    pilot(arguments.out, *method.given_settings(arguments), arguments.full)
+    return pilot(arguments.out, *method.given_settings(arguments), arguments.full)

@@ -322,3 +322,4 @@ def main(words: list[str]):
     if not (folder / "config.json").exists():
         raise BadInput(f"{folder} is not a run folder")
     measure(selfcodealign.open_run(folder, {}, {}))
+    selfcodealign.extra("report").show(folder)

@@ -75,7 +75,7 @@ def live(run):
     def work():
         pause = SECONDS_BETWEEN
         while not ended.wait(pause):
-            run.time_for(run.timed)  # so that config.json has what the stage has taken so far
+            run.record_time()  # so that config.json has what the stage has taken so far
             started = time.monotonic()
             script = Path(__file__).parent.parent / "selfcodealign.py"
             command = ["nice", "-n", "19", sys.executable, script, "report", "--out", run.folder]

@@ -48,7 +48,8 @@ def choose(run: Run, choice: str) -> int:
         raise BadInput(
             f"{choice} needs executed responses, and the rival {run.config['rival']} executes none"
         )
-    most = math.inf if choice == "random" else count_examples(run.folder)
+    size_of = run.config.get("match") if choice == "random" else run.folder
+    most = count_examples(Path(size_of)) if size_of else math.inf
     heldout = heldout_of(str(run.folder), run.config.get("match"), run.config.get("instructions_from"))
     return method.select(run, CHOICES[choice], f"-{choice}", most, heldout)
 
@@ -73,8 +74,25 @@ def heldout_of(*folders: str | None) -> Iterator[dict]:
 
 def gather_snippets(run: Run):
     """T10, T11: random snippets; neither type-checked nor judged."""
-    candidates = method.ordered(run, seeds.snippets(run.settings.source, run.settings.seed))
-    method.keep_seeds(run, lambda seen: method.clean(run, method.unseen(candidates, seen)))
+
+    def candidates_after(seen: set[str]) -> Iterator[dict]:
+        snippets = seeds.snippets(run.settings.source, run.settings.seed)
+        return method.clean(run, method.unseen(method.ordered(run, snippets), seen))
+
+    method.keep_seeds(run, candidates_after)
+
+
+def copy_rows(origin_stage: str, stage: str | None = None) -> Callable[[Run], None]:
+    """T11: the rows of a stage of the run that --from names."""
+
+    def make(run: Run):
+        copy = run.path(stage or origin_stage)
+        if not copy.exists():
+            unfinished = copy.with_suffix(".unfinished")
+            shutil.copyfile(Path(run.config["instructions_from"]) / f"{origin_stage}.jsonl", unfinished)
+            unfinished.replace(copy)
+
+    return make
 
 
 def no_concepts(run: Run):
@@ -177,7 +195,9 @@ def select_matched(run: Run):
 
 # ----------------------------------------------------------------------------------------------------- tables
 
-COPIED = {stage: replace(METHOD[stage], make=None) for stage in ("seeds", "concepts", "instructions")}
+COPIED = {
+    stage: replace(METHOD[stage], make=copy_rows(stage)) for stage in ("seeds", "concepts", "instructions")
+}
 MATCHED = METHOD | {"selection": replace(METHOD["selection"], make=select_matched)}
 UNTESTED = {"selection": Stage("responses", "response_id", select_matched)}
 TABLES = {
@@ -198,7 +218,7 @@ TABLES = {
     "evol-instruct": {
         "seeds": COPIED["seeds"],
         "concepts": COPIED["concepts"],
-        "evolution-0": COPIED["instructions"],
+        "evolution-0": replace(METHOD["instructions"], make=copy_rows("instructions", "evolution-0")),
         "evolution-1": Stage("evolution-0", "evolved_from", evolve("evolution-1"), evolve_prompt),
         "instructions": Stage("evolution-1", "evolved_from", evolve("instructions"), evolve_prompt),
         "responses": METHOD["responses"],
@@ -235,14 +255,7 @@ def start(
         if surplus := [key for key in SHAPE_INSTRUCTIONS if key in given]:
             raise BadInput(f"no --{surplus[0]} with --from: it is that of {origin}")
         recorded |= {"instructions_from": str(origin.resolve())} | facts_of(origin)
-    run = method.open_run(out, given, engine_options, recorded)
-    for stage in COPIED if origin else ():
-        copy = run.path("evolution-0" if (name, stage) == ("evol-instruct", "instructions") else stage)
-        if not copy.exists():
-            unfinished = copy.with_suffix(".unfinished")
-            shutil.copyfile(origin / f"{stage}.jsonl", unfinished)
-            unfinished.replace(copy)
-    return run
+    return method.open_run(out, given, engine_options, recorded)
 
 
 def facts_of(folder: Path) -> dict:
@@ -275,6 +288,10 @@ def main(words: list[str]):
     if arguments.name in CHOICES:
         if not (arguments.out / "config.json").exists():
             raise BadInput(f"{arguments.out} is not a run folder")
+        if arguments.origin or arguments.match:
+            raise BadInput(
+                f"rival {arguments.name} takes neither --from nor --match: it is of the run in --out"
+            )
         run = method.open_run(arguments.out, given, engine_options)
         return print(f"{choose(run, arguments.name)} examples: {run.path(f'sft-{arguments.name}')}")
     run = start(arguments.name, arguments.out, given, engine_options, arguments.origin, arguments.match)

@@ -31,6 +31,8 @@ def trace(folder: Path, example_id: str, prompts: bool = False):
         if prompts and row.get("prompt"):
             prompt = prompt_of(stages[stage], row, found[stages[stage].parent], settings)
             print(f"PROMPT\n\n{prompt or UNKNOWN}\n")
+        if row["id"] == example["instruction_id"]:  # with the test that it shows, if it shows one
+            row = row | {"instruction": example["instruction"]}
         print(f"{stage.upper()} {row['id']}{describe(row)}\n")
     print("SAMPLES\n")
     outcomes = {row["response_id"]: row["outcome"] for row in read_rows(folder / "executions.jsonl")}
@@ -41,12 +43,8 @@ def trace(folder: Path, example_id: str, prompts: bool = False):
     samples = read_rows(folder / f"{response_stage}.jsonl")
     siblings = [row for row in samples if row[key] == found[response_stage][key]]
     for row in sorted(siblings, key=lambda row: row["sample"]):
-        if True:
-            known = [
-                row.get("reject") or outcomes.get(row["id"], "not executed"),
-                selected.get(row["id"], ""),
-            ]
-            print(f"{row['sample']:>3}  {row['id']}  {'; '.join(filter(None, known))}")
+        known = [row.get("reject") or outcomes.get(row["id"], "not executed"), selected.get(row["id"], "")]
+        print(f"{row['sample']:>3}  {row['id']}  {'; '.join(filter(None, known))}")
 
 
 def describe(row: dict) -> str:

@@ -36,6 +36,11 @@ class Folder:
             self.config |= news
             write_atomically(self.folder / "config.json", json.dumps(self.config, indent=2))
 
+    def record_time(self):
+        """Record the seconds so far, and go on timing."""
+        with self.saving:
+            self.time_for(self.timed)
+
     def time_for(self, what: str | None):
         """Record the seconds since the last call for what was timed; time `what` from now on."""
         with self.saving:
@@ -63,6 +68,10 @@ def merge_settings(
         if folder.exists() and not (folder.is_dir() and all(map(is_leftover, folder.iterdir()))):
             raise BadInput(f"{folder} exists and is not a run folder: take another --out")
         return defaults | given | facts | {"seconds": {}, "versions": versions()}, True
+    if missing := sorted(defaults.keys() - recorded.keys()):
+        raise BadInput(
+            f"{folder} was made by another version of this program, without {missing[0]}: take another --out"
+        )
     config = defaults | recorded
     fixed = {key: value for key, value in (given | facts).items() if key not in adjustable}
     for key, value in fixed.items():

@@ -414,6 +414,9 @@ def test_self_made_tasks_are_scored_by_their_own_tests(tmp_path, command):
     for wrong in ({"tasks": {"task0": True}}, {"tasks": {}}, {"benchmark": "other"}):
         (hand_made / "result.json").write_text(json.dumps(made | wrong))
         refused(command("eval.py", "--compare", hand_made, tmp_path / "good"), "result.json")
+    flagged.write_text('["task0", "task1", "HumanEval/7"]')
+    listed = command("eval.py", *pair)
+    assert listed.returncode == 0 and "without" in listed.stdout, listed.stderr
     flagged.write_text("{}")
     refused(command("eval.py", *pair), "flagged.json")
 

@@ -589,6 +589,28 @@ def test_settings_that_do_not_fit_together_are_refused_and_leave_no_run(model, t
         rivals.choose(untested, "failing")
 
 
+def test_a_run_with_all_its_seeds_needs_its_source_no_more(model, tmp_path):
+    source = tmp_path / "code"
+    source.mkdir()
+    (source / "a.py").write_text('def double(x):\n    """Twice x."""\n    return 2 * x\n')
+    given = {"model": model, "source": str(source), "judge": 0.0, "limit": 1}
+    run = open_run(tmp_path / "run", given, {})
+    selfcodealign.run_stages(run, ["seeds"])
+    assert len(list(run.kept("seeds"))) == 1
+    shutil.rmtree(source)
+    run.lock.close()
+    selfcodealign.run_stages(open_run(tmp_path / "run", {}, {}), ["seeds"])
+
+
+def test_a_run_of_another_version_is_refused(model, tmp_path):
+    run = open_run(tmp_path / "run", {"model": model}, {})
+    run.lock.close()
+    config = {key: value for key, value in run.config.items() if key != "heldout"} | {"held_out": 0.2}
+    (run.folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(BadInput, match="another version"):
+        open_run(tmp_path / "run", {}, {})
+
+
 def test_killed_again_and_again_it_goes_on_and_each_row_is_there_once(whole, model, source, tmp_path):
     out = tmp_path / "killed"
     for stage in ("seeds", "instructions", "responses"):
