@@ -130,7 +130,7 @@ def answers_of_all_kinds(tasks: dict[str, dict]) -> list[dict]:
 @pytest.mark.parametrize(
     "benchmark, number",
     [
-        ("humaneval", 11),
+        pytest.param("humaneval", 11, marks=slow),
         pytest.param("mbpp", 11, marks=slow),
         pytest.param("humaneval", 164, marks=slow),
         pytest.param("mbpp", 378, marks=slow),

@@ -60,7 +60,7 @@ def test_methods_of_classes_become_seeds(tmp_path):
 
 
 def test_a_new_stage_between_two_others_is_counted_traced_and_selected(model, tmp_path):
-    """Its rows are those of planted responses; what follows runs as always."""
+    """Its rows are planted, as are those before it; what follows runs as always."""
     code = f"""
 import selfcodealign as s
 from extras import trace
@@ -78,7 +78,8 @@ for stage, lines in rows.items():
     with replacing(run.path(stage)) as write:
         for line in lines:
             write(line)
-run.stages["critiques"].make(run)  # the real engine, whose answer may be anything
+prompt = run.stages["critiques"].prompt([], dict(), rows["responses"][0], run.settings)
+assert "return x + 2" in prompt and prompt.endswith("<response>\\n")
 with replacing(run.path("critiques")) as write:
     write(dict(id="q", response_id="r", sample=0, response=code.format(1), tests="```python\\nassert f(1) == 2\\n```"))
 s.run_stages(run, ["executions", "selection"])

@@ -613,7 +613,7 @@ def test_a_run_of_another_version_is_refused(model, tmp_path):
 
 def test_killed_again_and_again_it_goes_on_and_each_row_is_there_once(whole, model, source, tmp_path):
     out = tmp_path / "killed"
-    for stage in ("seeds", "instructions", "responses"):
+    for stage in ("instructions", "responses"):
         process = start(out, model, source)
         path = out / f"{stage}.jsonl"
         while process.poll() is None and not (path.exists() and path.stat().st_size):

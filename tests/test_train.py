@@ -348,15 +348,18 @@ def test_settings_and_texts_that_cannot_be_are_refused(tiny, data, tmp_path, com
 # ---------------------------------------------------------------------------------------- the embedded model
 
 
-def test_a_chat_model_may_keep_its_template(model, tmp_path, command):
-    data, out = tmp_path / "sft.jsonl", tmp_path / "model"
+def test_a_chat_model_may_keep_its_template(tiny, tmp_path, command):
+    chat, data, out = tmp_path / "chat", tmp_path / "sft.jsonl", tmp_path / "model"
+    shutil.copytree(tiny, chat)
+    tokenizer = AutoTokenizer.from_pretrained(chat)
+    tokenizer.chat_template = "{% for message in messages %}[{{ message['content'] }}]{% endfor %} "
+    tokenizer.save_pretrained(chat)
     data.write_text(json.dumps(dict(zip(("instruction", "response"), EXAMPLES[0]))) + "\n")
-    words = ["--model", model, "--data", data, "--out", out, "--epochs", 1, "--chat-template", "keep"]
+    words = ["--model", chat, "--data", data, "--out", out, "--epochs", 1, "--chat-template", "keep"]
     done = command("train.py", *words)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "<|im_start|>user\nAdd two numbers.<|im_end|>" in done.stdout
-    before, after = (AutoTokenizer.from_pretrained(folder).chat_template for folder in (model, out))
-    assert before == after
+    assert "[Add two numbers.]" in done.stdout
+    assert AutoTokenizer.from_pretrained(out).chat_template == tokenizer.chat_template
 
 
 def test_a_fine_tune_learns_and_leaves_a_model_that_loads(model, tmp_path, command):
