@@ -685,6 +685,8 @@ def run(given: argparse.Namespace):
     check_arguments(given)
     for model in given.model:
         check_model(model)
+    if not given.model and not Path(given.samples).is_file():
+        raise BadInput(f"no such file: {given.samples}")
     loaded = {benchmark: load_tasks(benchmark, given.data) for benchmark in given.benchmark}
     prompts = given.prompt if len(given.prompt) > 1 else given.prompt * len(given.out)
     jobs = []
