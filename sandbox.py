@@ -457,7 +457,9 @@ def read_on_request(pairs, given, requests):
         while requests.recv(1):
             try:
                 given.append(next(pairs))
-            except BaseException as problem:
+            except (
+                BaseException
+            ) as problem:  # map raises it: in this thread it would be lost, and map wait on
                 given.append(problem)
             requests.send(b"!")
 

@@ -12,7 +12,6 @@ Samples of one instruction agree if each one's code passes the other's tests; `-
 one with which most agree.
 """
 
-import argparse
 import ast
 import collections
 import copy
@@ -23,7 +22,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from parts.code import is_main_block, program, python_code, runnable_code
-from parts.rows import Appender, BadInput, digest, progress, read_rows, row_id, write_atomically
+from parts.folder import parse_folder
+from parts.rows import Appender, digest, progress, read_rows, row_id, write_atomically
 from sandbox import Sandbox
 
 EXAMPLES, MUTANTS = 100, 10  # drawn for the report, and of each example
@@ -314,12 +314,6 @@ def several_passing(run) -> dict[str, list[tuple[str, str]]]:
 def main(words: list[str]):
     import selfcodealign
 
-    parser = argparse.ArgumentParser(
-        "selfcodealign.py quality", description="how much the tests of a run's examples test"
-    )
-    parser.add_argument("--out", type=Path, required=True, help="the run folder")
-    folder = parser.parse_args(words).out
-    if not (folder / "config.json").exists():
-        raise BadInput(f"{folder} is not a run folder")
+    folder = parse_folder("quality", "how much the tests of a run's examples test", words)
     measure(selfcodealign.open_run(folder, {}, {}))
     selfcodealign.extra("report").show(folder)

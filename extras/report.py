@@ -6,7 +6,6 @@
 `advice` says what to improve first, `projection` what a larger run would give.
 """
 
-import argparse
 import collections
 import contextlib
 import json
@@ -20,8 +19,8 @@ from pathlib import Path
 import jinja2
 from scipy.stats import binomtest
 
-from parts.folder import read_config
-from parts.rows import BadInput, read_object, read_rows, whole, write_atomically
+from parts.folder import parse_folder, read_config
+from parts.rows import read_object, read_rows, whole, write_atomically
 from selfcodealign import Stage, clock, funnel, stages_of, table, under_way
 
 LEAVES_LAYOUT = "the model leaves the layout: `pilot` compares both; or more --shots"
@@ -96,14 +95,7 @@ def live(run):
 
 
 def main(words: list[str]):
-    parser = argparse.ArgumentParser(
-        "selfcodealign.py report", description="of a finished run, or one that goes on"
-    )
-    parser.add_argument("--out", type=Path, required=True, help="the run folder")
-    folder = parser.parse_args(words).out
-    if not (folder / "config.json").exists():
-        raise BadInput(f"{folder} is not a run folder: start with `run` or `seeds`")
-    show(folder)
+    show(parse_folder("report", "of a finished run, or one that goes on", words))
 
 
 def advice(counts: dict) -> list[str]:

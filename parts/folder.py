@@ -1,6 +1,7 @@
 """A run folder: config.json with every setting, one JSON Lines file per stage, a lock, and the time that was
 spent."""
 
+import argparse
 import contextlib
 import importlib.metadata
 import json
@@ -53,6 +54,16 @@ class Folder:
 def read_config(folder: Path) -> dict:
     """The contents of a run folder's config.json, {} where there is none. Raises BadInput."""
     return read_object(folder / "config.json")
+
+
+def parse_folder(command: str, does: str, words: list[str]) -> Path:
+    """The run folder of a command that takes --out and nothing else. Raises BadInput."""
+    parser = argparse.ArgumentParser(f"selfcodealign.py {command}", description=does)
+    parser.add_argument("--out", type=Path, required=True, help="the run folder")
+    folder = parser.parse_args(words).out
+    if not (folder / "config.json").exists():
+        raise BadInput(f"{folder} is not a run folder: start with `run` or `seeds`")
+    return folder
 
 
 def merge_settings(
