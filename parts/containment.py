@@ -317,6 +317,17 @@ PROPERTIES = {  # property: {layer that gives it: how}
 }
 
 
+def environment():
+    """A worker's environment, fixed so that no verdict depends on the caller's."""
+    fixed = {"PATH": f"{os.path.dirname(sys.executable)}:/usr/local/bin:/usr/bin:/bin"}
+    fixed |= {"LANG": "C.UTF-8", "LC_ALL": "C.UTF-8", "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"}
+    fixed |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    fixed |= {"MALLOC_ARENA_MAX": "2", "TMPDIR": tempfile.gettempdir()}
+    if "LD_LIBRARY_PATH" in os.environ:  # without it, a Python of a module system or conda may not start
+        fixed["LD_LIBRARY_PATH"] = os.environ["LD_LIBRARY_PATH"]
+    return fixed
+
+
 def spare_user():
     """A user id that no account has; random, so that no two workers share it."""
     with open("/proc/self/uid_map") as file:
@@ -397,6 +408,34 @@ def descendants(process="self"):
                 for child in file.read().split():
                     found += [int(child), *descendants(child)]
     return found
+
+
+class Usage:
+    """What the program's processes have used, by the readings so far."""
+
+    def __init__(self):
+        self.tasks = {}  # task: (seconds on a core, seconds waiting for one) at the last reading
+        self.ran = 0.0  # seconds on a core, of all tasks
+        self.waited = 0.0  # seconds waiting for a core: between two readings, those of the longest wait
+        self.resident_mb = self.peak_mb = 0.0
+
+    def read(self):
+        pages, tasks, waited = 0, {}, 0.0
+        for process in descendants():
+            with contextlib.suppress(OSError):  # ended meanwhile
+                with open(f"/proc/{process}/statm") as file:
+                    _, resident, shared, *_ = map(int, file.read().split())
+                pages += resident - shared
+                for task in os.listdir(f"/proc/{process}/task"):
+                    with open(f"/proc/{process}/task/{task}/schedstat") as file:
+                        running, waiting, _ = file.read().split()
+                    tasks[task] = int(running) / 1e9, int(waiting) / 1e9
+                    ran_before, waited_before = self.tasks.get(task, (0, 0))
+                    self.ran += tasks[task][0] - ran_before
+                    waited = max(waited, tasks[task][1] - waited_before)
+        self.tasks, self.waited = tasks, self.waited + waited
+        self.resident_mb = pages * resource.getpagesize() / (1 << 20)
+        self.peak_mb = max(self.peak_mb, self.resident_mb)
 
 
 def kill_the_rest(config):

@@ -188,6 +188,13 @@ os.write(here['CHANNEL'], b'1' * 16)
 os.write(here['CHANNEL'], b'1' * 16)
 here['prove_end'](here['announce_token'](), os.getpid(), None)""",
     ),
+    "imports the runner": (
+        "failed",
+        """
+import os
+import parts.program as runner
+runner.prove_end(runner.announce_token(), os.getpid())""",
+    ),
     "looks for the token": (
         "exited",
         """
@@ -893,6 +900,12 @@ with tempfile.NamedTemporaryFile('w+') as f:
     assert f.read() == 'y'""",
     "literal tmp": "open('/tmp/mine', 'w').write('x')\nassert open('/tmp/mine').read() == 'x'",
     "own module": "open('helper.py', 'w').write('answer = 42')\nimport helper\nassert helper.answer == 42",
+    "own module with the name of one of ours": """
+import os
+os.mkdir('parts')
+open('parts/program.py', 'w').write('answer = 42')
+import parts.program
+assert parts.program.answer == 42""",
     "sqlite3": """
 import sqlite3
 with sqlite3.connect('x.db') as c:
