@@ -1,7 +1,9 @@
-"""The layers that hold an untrusted program, in the order in which they are put on, and the clean-up.
+"""The layers that contain an untrusted program, in the order in which they are applied, and the clean-up.
 
+A worker is started with:                environment
 In a worker, before it forks programs:   contain_worker (enter_namespaces, filter_calls)
 In each program's process:               PROGRAM_LAYERS
+In the worker, beside each program:      Usage
 In the worker, after each program:       kill_the_rest, empty_scratch
 
 A layer applies to the calling process and raises OSError where the kernel or the user's rights refuse it. All
@@ -53,6 +55,10 @@ def call(function, *arguments):
         number = ctypes.get_errno()
         raise OSError(number, f"{function.__name__}: {os.strerror(number)}")
     return result
+
+
+def system_call(number, *arguments):
+    return call(libc.syscall, number, *arguments)
 
 
 def reason(problem):
@@ -115,10 +121,8 @@ def mount(source, target, kind=None, flags=0, options=None):
 
 def bind_read_only(source, target):
     mount(source, target, None, MS_BIND | MS_REC)
-    attributes = struct.pack("QQQQ", MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID, 0, 0, 0)
-    call(
-        libc.syscall, SYS_MOUNT_SETATTR, AT_FDCWD, target.encode(), AT_RECURSIVE, attributes, len(attributes)
-    )
+    set_bits = struct.pack("QQQQ", MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID, 0, 0, 0)
+    system_call(SYS_MOUNT_SETATTR, AT_FDCWD, target.encode(), AT_RECURSIVE, set_bits, len(set_bits))
 
 
 def enter_private_root(folders):
@@ -140,9 +144,7 @@ def enter_private_root(folders):
         bind_read_only(f"{root}/tmp/{name}", f"{root}/tmp/{name}")
     mount("proc", root + "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
     links = {"/var/tmp": "/tmp", "/dev/shm": "/tmp", "/dev/fd": "/proc/self/fd"}
-    links |= {
-        f"/dev/std{name}": f"/proc/self/fd/{number}" for number, name in enumerate(("in", "out", "err"))
-    }
+    links |= {"/dev/stdin": "/dev/fd/0", "/dev/stdout": "/dev/fd/1", "/dev/stderr": "/dev/fd/2"}
     for link, target in links.items():
         os.symlink(target, root + link)
     os.chdir(root)
@@ -155,8 +157,8 @@ def enter_private_root(folders):
 def set_limits(config):
     """rlimits, none above the worker's own."""
     wanted = {
-        resource.RLIMIT_CPU: (math.ceil(config["timeout"]) + 1)
-        * config["cores"],  # a backstop behind the clock
+        # A backstop behind the clock.
+        resource.RLIMIT_CPU: (math.ceil(config["timeout"]) + 1) * config["cores"],
         resource.RLIMIT_AS: config["memory_mb"] << 20,
         resource.RLIMIT_FSIZE: FILE_MB << 20,
         resource.RLIMIT_NOFILE: OPEN_FILES,
@@ -184,9 +186,8 @@ def drop_user(config):
 def drop_privileges(config):
     """No capabilities; setuid files give none either (no_new_privs, set in the worker)."""
     call(libc.capset, struct.pack("Ii", 0x20080522, 0), bytes(24))  # version 3 of the call, this process
-    prctl(
-        PR_SET_DUMPABLE, 1
-    )  # off in the worker and after the change of user: a program may read its own /proc/self
+    # Off in the worker and after the change of user; on, a program may read its own /proc/self.
+    prctl(PR_SET_DUMPABLE, 1)
     if not config["process_1"]:
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # after the change of user, which clears it
 
@@ -194,42 +195,36 @@ def drop_privileges(config):
 def landlock_rules(folders, scratch):
     """Rules that allow to read the folders and to write the scratch folder and devices; from landlock 6 on
     they also keep signals and abstract sockets inside. Returns their descriptor and landlock's version."""
-    version = call(libc.syscall, SYS_LANDLOCK_CREATE, None, ctypes.c_size_t(0), 1)
+    version = system_call(SYS_LANDLOCK_CREATE, None, ctypes.c_size_t(0), 1)
     rights = (1 << {1: 13, 2: 14, 3: 15, 4: 15}.get(version, 16)) - 1
     execute, write_file, read_file, read_folder, truncate, device_calls = 1, 2, 4, 8, 1 << 14, 1 << 15
     scopes = 3 if version >= 6 else 0  # LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET | LANDLOCK_SCOPE_SIGNAL
     attributes = struct.pack("QQQ", rights, 0, scopes)[: 24 if scopes else 8]
-    rules = call(libc.syscall, SYS_LANDLOCK_CREATE, attributes, ctypes.c_size_t(len(attributes)), 0)
-    granted = {
-        path: execute | read_file | (os.path.isdir(path) and read_folder) for path in [*folders, "/proc"]
-    }
+    rules = system_call(SYS_LANDLOCK_CREATE, attributes, ctypes.c_size_t(len(attributes)), 0)
+    granted = {path: execute | read_file | read_folder for path in [*folders, "/proc"]}
     granted |= {path: rights & (read_file | write_file | truncate | device_calls) for path in DEVICES}
     # /dev/shm: POSIX semaphores are files there.
     granted |= {path: rights for path in (scratch, "/dev/shm") if os.path.isdir(path)}
     for path, allowed in granted.items():
+        if not os.path.isdir(path):
+            allowed &= ~read_folder  # refused for a file
         handle = os.open(path, os.O_PATH | os.O_CLOEXEC)
-        call(libc.syscall, SYS_LANDLOCK_ADD, rules, 1, struct.pack("=Qi", allowed, handle), 0)
+        system_call(SYS_LANDLOCK_ADD, rules, 1, struct.pack("=Qi", allowed, handle), 0)
         os.close(handle)
     return rules, version
 
 
 def restrict_files(config):
-    call(libc.syscall, SYS_LANDLOCK_RESTRICT, config["landlock"], 0)
+    system_call(SYS_LANDLOCK_RESTRICT, config["landlock"], 0)
 
 
 # x86-64 system call numbers.
-READ_OTHERS = {
-    "ptrace": 101,
-    "process_vm_readv": 310,
-    "process_vm_writev": 311,
-    "pidfd_getfd": 438,
-    "kcmp": 312,
-}
+ATTACH = {"ptrace": 101, "process_vm_readv": 310, "process_vm_writev": 311, "pidfd_getfd": 438, "kcmp": 312}
 REACH_KERNEL = {"unshare": 272, "setns": 308, "bpf": 321, "perf_event_open": 298, "userfaultfd": 323}
 IO_URING = {"io_uring_setup": 425, "io_uring_enter": 426, "io_uring_register": 427}
 KEYS = {"add_key": 248, "request_key": 249, "keyctl": 250}  # these and the next outlive the program
 QUEUES = {"shmget": 29, "semget": 64, "msgget": 68, "mq_open": 240}
-REFUSED_CALLS = READ_OTHERS | REACH_KERNEL | IO_URING | KEYS | QUEUES | {"ioprio_set": 251}
+REFUSED_CALLS = ATTACH | REACH_KERNEL | IO_URING | KEYS | QUEUES | {"ioprio_set": 251}
 CLONE, CLONE3, KILL, SOCKET, SETPRIORITY = 56, 435, 62, 41, 141
 PRLIMIT64, SCHED_SETAFFINITY, SCHED_SETSCHEDULER, SCHED_SETPARAM, SCHED_SETATTR = 302, 203, 144, 142, 314
 LOCAL_SOCKETS, INTERNET_SOCKETS = [1], [1, 2, 10, 16]  # AF_UNIX; and AF_INET, AF_INET6, AF_NETLINK
@@ -269,10 +264,8 @@ def install_filter(rules):
 def filter_calls(process_1):
     """Refuse some calls to the worker and all that it forks; a list of allowed calls breaks many programs."""
     rules = [step for number in REFUSED_CALLS.values() for step in refuse(number)]
-    rules += [
-        bpf(BPF_EQUAL, CLONE3, 0, 1),
-        bpf(BPF_RETURN, UNKNOWN),
-    ]  # flags out of sight; libc then uses clone
+    # The flags of clone3 are out of the filter's sight; where it is unknown, libc uses clone.
+    rules += [bpf(BPF_EQUAL, CLONE3, 0, 1), bpf(BPF_RETURN, UNKNOWN)]
     rules += refuse_if(CLONE, BPF_ANY_BIT, NEW_NAMESPACES | NEW_USER_NAMESPACE)
     if not process_1:
         rules += refuse_if(KILL, BPF_EQUAL, 0xFFFFFFFF)  # kill(-1)
@@ -287,7 +280,7 @@ def keep_off_the_worker(config):
     install_filter(rules)
 
 
-PROGRAM_LAYERS = {  # in the order in which a forked program puts them on
+PROGRAM_LAYERS = {  # in the order in which a program's process applies them
     "limits": set_limits,
     "user": drop_user,
     "privileges": drop_privileges,
@@ -333,11 +326,11 @@ def spare_user():
     with open("/proc/self/uid_map") as file:
         first, _, count = map(int, file.readline().split())
     all_ids_exist = first + count > 1 << 31  # in this user namespace
-    return random.SystemRandom().randrange(*((1 << 30, 1 << 31) if all_ids_exist else (61184, 65520)))
+    return random.SystemRandom().choice(range(1 << 30, 1 << 31) if all_ids_exist else range(61184, 65520))
 
 
 def try_layers(config, layers):
-    """Put the layers on in a process that does nothing else: {layer: why it does not work here}."""
+    """Apply the layers in a process that does nothing else: {layer: why it does not work here}."""
     reader, writer = os.pipe()
     process = os.fork()
     if process == 0:
@@ -416,7 +409,7 @@ class Usage:
     def __init__(self):
         self.tasks = {}  # task: (seconds on a core, seconds waiting for one) at the last reading
         self.ran = 0.0  # seconds on a core, of all tasks
-        self.waited = 0.0  # seconds waiting for a core: between two readings, those of the longest wait
+        self.waited = 0.0  # seconds waiting for one, of the task that waited longest between two readings
         self.resident_mb = self.peak_mb = 0.0
 
     def read(self):
@@ -444,9 +437,9 @@ def kill_the_rest(config):
         while True:
             process, _ = os.waitpid(-1, os.WNOHANG)
             if process == 0:  # something lives: all but this process at one stroke, or what is seen
-                for process in [-1] if config["process_1"] else descendants():
+                for victim in [-1] if config["process_1"] else descendants():
                     with contextlib.suppress(ProcessLookupError):
-                        os.kill(process, signal.SIGKILL)
+                        os.kill(victim, signal.SIGKILL)
                 time.sleep(0.001)
 
 

@@ -900,12 +900,10 @@ with tempfile.NamedTemporaryFile('w+') as f:
     assert f.read() == 'y'""",
     "literal tmp": "open('/tmp/mine', 'w').write('x')\nassert open('/tmp/mine').read() == 'x'",
     "own module": "open('helper.py', 'w').write('answer = 42')\nimport helper\nassert helper.answer == 42",
-    "own module with the name of one of ours": """
-import os
-os.mkdir('parts')
-open('parts/program.py', 'w').write('answer = 42')
-import parts.program
-assert parts.program.answer == 42""",
+    "own module with our package's name": """
+open('parts.py', 'w').write('answer = 42')
+import parts
+assert parts.answer == 42""",
     "sqlite3": """
 import sqlite3
 with sqlite3.connect('x.db') as c:
