@@ -43,16 +43,12 @@ import argparse
 import concurrent.futures
 import contextlib
 import dataclasses
-import gc
-import importlib
 import json
 import os
 import queue
-import select
 import shutil
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import threading
@@ -61,15 +57,11 @@ from multiprocessing.connection import Connection
 
 from parts import containment
 from parts.containment import reason
-from parts.program import DETAIL_CHARACTERS, be_program
+from parts.program import DETAIL_CHARACTERS
+from parts.worker import LOAD_FACTOR, TICK_SECONDS, serve
 
-COMMON_MODULES = """abc array bisect builtins calendar collections copy csv datetime decimal enum fractions
-hashlib heapq inspect io itertools functools operator pprint re statistics string textwrap threading traceback
-typing uuid""".split()  # loaded once, before a worker forks
 OUTCOMES = ("passed", "failed", "exited", "timeout", "memory", "crashed", "error")
 
-TICK_SECONDS = 0.2  # how often a running program's memory and waiting time are read
-LOAD_FACTOR = 4  # a program that waits for a core may take this many times the limit
 START_SECONDS = 60
 
 
@@ -85,83 +77,19 @@ class Result:
     peak_mb: float
 
 
-# --------------------------------------------------------- the worker, which forks a process for each program
+def verdict(settings, ending):
+    """(outcome, detail) from how a program ended, as parts/worker.py reports it.
 
-
-def watch(config, process, caller):
-    """Wait until the program's process ends or must end: (why it was stopped or "", most MB seen)."""
-    ended = os.pidfd_open(process)
-    poll = select.poll()
-    poll.register(ended, select.POLLIN)
-    poll.register(caller, select.POLLIN)
-    usage, lost, stopped = containment.Usage(), 0.0, ""
-    started = time.monotonic()
-    while not stopped:
-        left = started + config["timeout"] + lost - time.monotonic()
-        ready = [descriptor for descriptor, _ in poll.poll(1000 * max(0.001, min(left, TICK_SECONDS)))]
-        if ready:
-            stopped = "" if ended in ready else "abandoned"  # the caller never writes meanwhile: it has gone
-            break
-        seconds = time.monotonic() - started  # before the reading: no wait after it counts
-        usage.read()
-        # Time lost to others; none where the program itself kept all cores busy.
-        lost = max(0.0, min(usage.waited, seconds - usage.ran / config["cores"]))
-        if usage.resident_mb > config["memory_mb"]:
-            stopped = "memory"
-        elif seconds > min(config["timeout"] + lost, LOAD_FACTOR * config["timeout"]):
-            stopped = "timeout"
-    os.close(ended)
-    return stopped, usage.peak_mb
-
-
-def run_program(config, caller, code):
-    """One program, from its text to the fields of its Result. It leaves no process."""
-    folder = os.path.join(config["scratch"], "program")
-    work = os.path.join(folder, "work")
-    os.makedirs(work)
-    if "user" in config["layers"]:
-        os.chown(work, config["user"], config["user"])
-    source = code.encode("utf-8", "surrogatepass")
-    with open(os.path.join(folder, "main.py"), "wb") as file:
-        file.write(source)
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-    started = time.monotonic()
-    process = os.fork()
-    if process == 0:
-        be_program(config, theirs.fileno(), folder, source)
-    theirs.close()
-    stopped, peak_mb = watch(config, process, caller)
-    with contextlib.suppress(ProcessLookupError):  # it ended before it had a group of its own
-        os.killpg(process, signal.SIGKILL)
-    os.kill(process, signal.SIGKILL)
-    _, status, usage = os.wait4(process, 0)
-    seconds = time.monotonic() - started
-    containment.kill_the_rest(config)
-    with ours:
-        outcome, detail = verdict(config, stopped, read_messages(ours, process), status)
-    return outcome, detail, round(seconds, 4), round(max(peak_mb, usage.ru_maxrss / 1024), 1)
-
-
-def read_messages(channel, process):
-    """The first and the last message from the program's first process: the kernel says who sent which."""
-    messages = []
-    while True:
-        message, ancillary, _, _ = channel.recvmsg(4096, socket.CMSG_SPACE(12))
-        if not message:  # no process is left to send one
-            return messages
-        if ancillary and struct.unpack("iII", ancillary[0][2][:12])[0] == process:
-            messages = [*messages[:1], message]
-
-
-def verdict(config, stopped, messages, status):
-    """(outcome, detail). A program's claim only lowers it: a pass is the token twice and exit status 0."""
-    first, last = (messages[0], messages[-1]) if messages else (b"", b"")
-    claim, _, detail = last.decode("utf-8", "replace").partition("\0")
+    What a program itself sends only lowers the verdict: a pass is the random token that was sent before the
+    program began, sent again at its end, and exit status 0.
+    """
+    stopped, messages, status = ending["stopped"], ending["messages"], ending["status"]
+    first, last = (messages[0], messages[-1]) if messages else ("", "")
+    claim, _, detail = last.encode("latin-1").decode("utf-8", "replace").partition("\0")
     if stopped:
-        limits = {"timeout": f"over {config['timeout']:g} s", "memory": f"over {config['memory_mb']} MB"}
-        return stopped, limits.get(stopped, "")
-    if first.startswith(b"error\0"):
+        limits = {"timeout": f"over {settings['timeout']:g} s", "memory": f"over {settings['memory_mb']} MB"}
+        return stopped, limits[stopped]
+    if first.startswith("error\0"):
         return "error", detail
     if os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
@@ -173,42 +101,6 @@ def verdict(config, stopped, messages, status):
     if claim in ("failed", "memory", "exited"):
         return claim, detail[:DETAIL_CHARACTERS]
     return "exited", f"exit status {os.waitstatus_to_exitcode(status)} before its end"
-
-
-def serve(settings, descriptor):
-    """A worker: contain itself, report what protects, run a program at a time until the caller hangs up."""
-    caller = Connection(descriptor)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever the caller ignores
-    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD, signal.SIGQUIT):
-        signal.signal(number, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_SETMASK, [])
-    os.umask(0o022)
-    for name in COMMON_MODULES:
-        importlib.import_module(name)
-    try:
-        config, missing = containment.contain_worker(settings)
-    except (OSError, ValueError) as problem:
-        return caller.send_bytes(json.dumps([reason(problem), {}, None]).encode())
-    for name in [name for name in sys.modules if name.partition(".")[0] == "parts"]:
-        del sys.modules[name]  # not for the programs, which may have modules of these names
-    os.dup2(1, 2)  # until here, stderr was for the caller
-    scratch = config["scratch"]
-    os.environ["HOME"] = os.environ["TMPDIR"] = scratch
-    config |= {"remaining": set(os.listdir(scratch)), "mode": os.stat(scratch).st_mode & 0o7777}
-    gc.collect()
-    gc.freeze()
-    with contextlib.suppress(EOFError, ConnectionError):  # the caller has gone
-        caller.send_bytes(json.dumps([None, missing, None if config["process_1"] else scratch]).encode())
-        while True:
-            reply = run_program(config, caller, json.loads(caller.recv_bytes()))
-            caller.send_bytes(json.dumps(reply).encode())
-            containment.empty_scratch(config)
-    if not config["process_1"]:
-        containment.empty_scratch(config)
-        os.rmdir(scratch)
-
-
-# ------------------------------------------------------------------------------------------ the caller's side
 
 
 class Worker:
@@ -269,13 +161,15 @@ class Worker:
                     raise SandboxError(f"cannot start a worker: {self.refused}")
             with contextlib.suppress(OSError):  # a dead worker: receive gives None
                 self.socket.send_bytes(json.dumps(code).encode())
-            reply = self.receive(LOAD_FACTOR * self.settings["timeout"] + 30, cancelled)
-            if reply is None:
+            ending = self.receive(LOAD_FACTOR * self.settings["timeout"] + 30, cancelled)
+            if ending is None:
                 self.stop()
-                reply = ["error", "its worker ended or did not answer", 0.0, 0.0]
-            if reply[0] != "error":
+                result = Result("error", "its worker ended or did not answer", 0.0, 0.0)
+            else:
+                result = Result(*verdict(self.settings, ending), ending["seconds"], ending["peak_mb"])
+            if result.outcome != "error":
                 break
-        return Result(*reply)
+        return result
 
     def stop(self):
         """Hang up, so that the worker ends, and all that it has; else kill it. Returns its stderr."""
@@ -457,9 +351,7 @@ def read_programs(path):
                 if not isinstance(code, str):
                     raise TypeError
             except (ValueError, KeyError, TypeError):
-                raise SandboxError(
-                    f'{path}, line {number}: not {{"id", "code"}} with a text as code'
-                ) from None
+                raise SandboxError(f'{path}, line {number}: not {{"id", "code"}}, code a text') from None
             yield key, code
 
 

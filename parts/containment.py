@@ -3,7 +3,6 @@
 A worker is started with:                environment
 In a worker, before it forks programs:   contain_worker (enter_namespaces, filter_calls)
 In each program's process:               PROGRAM_LAYERS
-In the worker, beside each program:      Usage
 In the worker, after each program:       kill_the_rest, empty_scratch
 
 A layer applies to the calling process and raises OSError where the kernel or the user's rights refuse it. All
@@ -401,34 +400,6 @@ def descendants(process="self"):
                 for child in file.read().split():
                     found += [int(child), *descendants(child)]
     return found
-
-
-class Usage:
-    """What the program's processes have used, by the readings so far."""
-
-    def __init__(self):
-        self.tasks = {}  # task: (seconds on a core, seconds waiting for one) at the last reading
-        self.ran = 0.0  # seconds on a core, of all tasks
-        self.waited = 0.0  # seconds waiting for one, of the task that waited longest between two readings
-        self.resident_mb = self.peak_mb = 0.0
-
-    def read(self):
-        pages, tasks, waited = 0, {}, 0.0
-        for process in descendants():
-            with contextlib.suppress(OSError):  # ended meanwhile
-                with open(f"/proc/{process}/statm") as file:
-                    _, resident, shared, *_ = map(int, file.read().split())
-                pages += resident - shared
-                for task in os.listdir(f"/proc/{process}/task"):
-                    with open(f"/proc/{process}/task/{task}/schedstat") as file:
-                        running, waiting, _ = file.read().split()
-                    tasks[task] = int(running) / 1e9, int(waiting) / 1e9
-                    ran_before, waited_before = self.tasks.get(task, (0, 0))
-                    self.ran += tasks[task][0] - ran_before
-                    waited = max(waited, tasks[task][1] - waited_before)
-        self.tasks, self.waited = tasks, self.waited + waited
-        self.resident_mb = pages * resource.getpagesize() / (1 << 20)
-        self.peak_mb = max(self.peak_mb, self.resident_mb)
 
 
 def kill_the_rest(config):

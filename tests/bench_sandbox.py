@@ -41,7 +41,8 @@ def bare_fork(programs, workers):
 import gc, importlib, os, sys, time
 sys.path.insert(0, {os.path.dirname(sandbox.__file__)!r})
 import sandbox
-for name in sandbox.COMMON_MODULES: importlib.import_module(name)
+from parts.worker import COMMON_MODULES
+for name in COMMON_MODULES: importlib.import_module(name)
 gc.collect(); gc.freeze()
 print(flush=True)
 sys.stdin.readline()
