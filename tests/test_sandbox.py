@@ -241,6 +241,30 @@ def test_many_threads_may_run(box):
     assert [result.outcome for result in results] == ["failed", "passed"] * 10
 
 
+def test_interrupted_run_gives_its_result_to_no_other_program(box):
+    answers = iter([False])
+
+    def interrupted():
+        for answer in answers:
+            return answer
+        raise KeyboardInterrupt  # the second time: the program is running
+
+    with pytest.raises(KeyboardInterrupt):
+        box.run("pass", interrupted)
+    assert {box.run("assert False").outcome for _ in box.workers} == {"failed"}
+
+
+def test_close_ends_what_another_thread_runs():
+    started, box = time.monotonic(), Sandbox(workers=1, timeout=60)
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        running = pool.submit(box.run, "import time\ntime.sleep(50)")
+        time.sleep(0.5)
+        box.close()
+        with pytest.raises(SandboxError, match="closed"):
+            running.result()
+    assert time.monotonic() - started < 20
+
+
 def test_command_line_keeps_order(tmp_path):
     programs = ["import time\ntime.sleep(1)", "assert False", "pass", "import sys\nsys.exit(1)"] + [
         "pass"
