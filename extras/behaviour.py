@@ -13,6 +13,7 @@ import contextlib
 import functools
 import inspect
 import io
+import itertools
 import marshal
 import math
 import mmap
@@ -48,29 +49,24 @@ def solved_benchmarks(run, response_ids: list[str], responses: KeptRows) -> tupl
 
     Each response is tried once: results are kept in benchmarks.jsonl of the run folder.
     """
-    decontaminator = run.decontaminator
-    if not decontaminator.runnable:
+    tasks, coverage = run.decontaminator.runnable, run.decontaminator.coverage
+    if not tasks:
         return {}, ""
-    trials = make_trials(decontaminator.runnable)
-    attempts = {row_id("benchmarks", decontaminator.coverage, key): key for key in response_ids}
+    trials = make_trials(tasks)
+    attempts = {row_id("benchmarks", coverage, key): key for key in response_ids}
     with Appender(run.path("benchmarks")) as file, Sandbox(workers=run.settings.workers) as sandbox:
-        waiting = [attempt for attempt in attempts if attempt not in file.ids]
-        codes = ((attempt, python_code(responses[attempts[attempt]]["response"])) for attempt in waiting)
-        tried = solved_tasks(trials, sandbox, codes) if waiting else ()
-        for attempt, tasks, missing in progress(
-            tried, total=len(waiting), desc="benchmark tasks", unit="response"
-        ):
-            file.append(
-                {"id": attempt, "response_id": attempts[attempt], "solves": tasks, "not_tried": missing}
-            )
-    solved, incomplete = {}, len(attempts)
-    for row in read_rows(run.path("benchmarks")):
-        if row["id"] in attempts:
-            incomplete -= not row["not_tried"]
-            if row["solves"]:
-                solved[row["response_id"]] = row["solves"]
+        waiting = {attempt: key for attempt, key in attempts.items() if attempt not in file.ids}
+        codes = ((attempt, python_code(responses[key]["response"])) for attempt, key in waiting.items())
+        tried = solved_tasks(trials, sandbox, codes)
+        bar = progress(tried, total=len(waiting), desc="benchmark tasks", unit="response")
+        for attempt, solves, missing in bar:
+            row = {"id": attempt, "response_id": attempts[attempt], "solves": solves, "not_tried": missing}
+            file.append(row)
+    rows = [row for row in read_rows(run.path("benchmarks")) if row["id"] in attempts]
+    incomplete = len(attempts) - sum(not row["not_tried"] for row in rows)
     said = f"{len(attempts)} responses tried on the inputs of {len(trials)} tasks"
-    return solved, said + (f", {incomplete} of them not on all" if incomplete else "")
+    said += f", {incomplete} of them not on all" if incomplete else ""
+    return {row["response_id"]: row["solves"] for row in rows if row["solves"]}, said
 
 
 def solved_tasks(
@@ -83,39 +79,28 @@ def solved_tasks(
     Every top-level function is tried on every task whose number of arguments it takes, in one program of the
     sandbox for each code.
     """
-    tables = {
-        arity: pack(
-            {
-                number: (trial.as_set, trial.examples)
-                for number, trial in enumerate(trials)
-                if trial.arity == arity
-            }
-        )
-        for arity in {trial.arity for trial in trials}
-    }
+    by_arity = collections.defaultdict(dict)
+    for number, trial in enumerate(trials):
+        by_arity[trial.arity][number] = trial.as_set, trial.examples
+    tables = {arity: pack(table) for arity, table in sorted(by_arity.items())}
 
     def programs() -> Iterator[tuple[tuple, str]]:
         for key, code in codes:
             tries = plan_tries(code, trials)
-            arities = {trials[number].arity for _, number in tries[:MAX_TRIES]}
-            program = trying_program(code, tries[:MAX_TRIES], [tables[arity] for arity in sorted(arities)])
-            yield (key, tries), program
+            made = tries[:MAX_TRIES]
+            arities = {trials[number].arity for _, number in made}
+            needed = [table for arity, table in tables.items() if arity in arities]
+            yield (key, made, len(tries)), trying_program(code, made, needed)
 
-    for (key, tries), result in sandbox.map(programs()):
+    for (key, made, planned), result in sandbox.map(programs()):
         if result.outcome == "error":  # the sandbox's own fault says nothing of the code
             continue
-        if result.outcome == "passed":
-            solved, missing = [], 0
-        elif result.outcome == "failed" and (
-            said := re.match(r"TriesDone: (\d+) missing, solved((?: \d+(?= ))*)", result.detail)
-        ):
-            solved, missing = (
-                sorted({trials[tries[int(number)][1]].task for number in said[2].split()}),
-                int(said[1]),
-            )
-        else:
-            solved, missing = [], min(len(tries), MAX_TRIES)
-        yield key, solved, missing + max(0, len(tries) - MAX_TRIES)
+        solved, missing = set(), len(made)
+        said = re.match(r"TriesDone: (\d+) missing, solved((?: \d+(?= ))*)", result.detail)
+        if result.outcome == "failed" and said:
+            missing = int(said[1])
+            solved = {trials[made[int(number)][1]].task for number in said[2].split()}
+        yield key, sorted(solved), missing + planned - len(made)
 
 
 class Trial(NamedTuple):
@@ -128,7 +113,7 @@ class Trial(NamedTuple):
     examples: list[tuple[bytes, object]]  # arguments, marshalled so that each try has its own; output
 
 
-def make_trials(tasks: dict[str, dict]) -> list["Trial"]:
+def make_trials(tasks: dict[str, dict]) -> list[Trial]:
     return list(filter(None, map(make_trial, tasks.values())))
 
 
@@ -139,35 +124,28 @@ def make_trial(task: dict) -> Trial | None:
     from evalplus.eval._special_oracle import MBPP_OUTPUT_NOT_NONE_TASKS, MBPP_OUTPUT_SET_EQ_TASKS
     from evalplus.gen.util import trusted_exec
 
-    if task["entry_point"] in MBPP_OUTPUT_NOT_NONE_TASKS:
+    name = task["entry_point"]
+    if name in MBPP_OUTPUT_NOT_NONE_TASKS:
         return None
     ordered = [*task["base_input"], *sorted(task["plus_input"], key=lambda item: len(short(item)))]
-    inputs = {short(arguments): arguments for arguments in ordered}
-    inputs = [
-        arguments
-        for text, arguments in inputs.items()
-        if len(text) <= LARGEST and not re.search(r"(?<![.\d])\d{6}", text)
-    ][:INPUTS]
+    texts = {short(arguments): arguments for arguments in ordered}
+    fit = (text for text in texts if len(text) <= LARGEST and not re.search(r"(?<![.\d])\d{6}", text))
+    inputs = [texts[text] for text in itertools.islice(fit, INPUTS)]
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of references, such as invalid escapes
-        outputs = trusted_exec(task["prompt"] + task["canonical_solution"], inputs, task["entry_point"])
-    pairs = [
-        (arguments, output) for arguments, output in zip(inputs, outputs) if len(short(output)) <= LARGEST
-    ]
+        outputs = trusted_exec(task["prompt"] + task["canonical_solution"], inputs, name)
+    pairs = [pair for pair in zip(inputs, outputs) if len(short(pair[1])) <= LARGEST]
     counts = collections.Counter(short(output) for _, output in pairs)
-    bits = -sum(count * math.log2(count / len(pairs)) for count in counts.values())
-    if bits < MIN_BITS:
+    if -sum(count * math.log2(count / len(pairs)) for count in counts.values()) < MIN_BITS:
         return None
     try:
-        examples = [
-            (marshal.dumps(arguments), marshal.loads(marshal.dumps(output))) for arguments, output in pairs
-        ]
+        examples = [(marshal.dumps(given), marshal.loads(marshal.dumps(output))) for given, output in pairs]
     except ValueError:  # not a plain value
         return None
-    as_set = task["entry_point"] in MBPP_OUTPUT_SET_EQ_TASKS
+    as_set = name in MBPP_OUTPUT_SET_EQ_TASKS
     if any(solves(builtin, as_set, examples) for builtin in BUILTINS):
         return None
-    return Trial(task["task_id"], task["entry_point"], len(pairs[0][0]), as_set, examples)
+    return Trial(task["task_id"], name, len(pairs[0][0]), as_set, examples)
 
 
 def short(value: object) -> str:
@@ -183,22 +161,14 @@ def plan_tries(code: str, trials: list[Trial]) -> list[tuple[str, int]]:
     likeliest names first."""
     tries = []
     for node in ast.parse(code).body:
-        if isinstance(node, ast.FunctionDef) and not any(
-            default is None for default in node.args.kw_defaults
-        ):
+        if isinstance(node, ast.FunctionDef) and None not in node.args.kw_defaults:
             positional = len(node.args.posonlyargs + node.args.args)
-            required, most = (
-                positional - len(node.args.defaults),
-                math.inf if node.args.vararg else positional,
-            )
+            least, most = positional - len(node.args.defaults), math.inf if node.args.vararg else positional
             tries += [
-                (node.name, number) for number, trial in enumerate(trials) if required <= trial.arity <= most
+                (node.name, number) for number, trial in enumerate(trials) if least <= trial.arity <= most
             ]
-    words = {
-        name: set(name.lower().split("_"))
-        for name in {name for name, _ in tries} | {trial.name for trial in trials}
-    }
-    return sorted(tries, key=lambda item: -len(words[item[0]] & words[trials[item[1]].name]))
+    words = functools.cache(lambda name: set(name.lower().split("_")))
+    return sorted(tries, key=lambda item: -len(words(item[0]) & words(trials[item[1]].name)))
 
 
 def pack(value: object) -> str:
@@ -206,16 +176,14 @@ def pack(value: object) -> str:
 
 
 def trying_program(code: str, tries: list[tuple[str, int]], tables: list[str]) -> str:
-    """A program that makes the tries. It passes if all were made and none solved a task; else its exception
-    tells."""
+    """A program that makes the tries; its exception tells which solved a task, and how many are missing."""
     return f"{trying_source()}try_all(*unpack({pack((code, tries))!r}), map(unpack, {tables}))\n"
 
 
 @functools.cache
 def trying_source() -> str:
-    parts = "\n\n".join(
-        inspect.getsource(part) for part in (TriesDone, unpack, same, solves, try_in_turn, try_all)
-    )
+    needed = (TriesDone, unpack, same, solves, try_in_turn, try_all)
+    parts = "\n\n".join(map(inspect.getsource, needed))
     limits = f"TRY_SECONDS, MAX_STOPPED, ALL_SECONDS = {TRY_SECONDS}, {MAX_STOPPED}, {ALL_SECONDS}"
     return f"import base64, marshal, math, mmap, os, signal, time, zlib\n\n{limits}\n\n{parts}\n\n"
 
@@ -251,8 +219,7 @@ def try_all(code, tries, tables):
             break
     solved = [number for number, mark in enumerate(state[:]) if mark == 2]
     missing = len(tries) - state[:].index(0)
-    if solved or missing:
-        raise TriesDone(f"{missing} missing, solved {' '.join(map(str, solved))} ")
+    raise TriesDone(f"{missing} missing, solved {' '.join(map(str, solved))} ")
 
 
 def try_in_turn(code, tries, tasks, state):

@@ -25,9 +25,7 @@ def export(run_folder: Path, out: Path, format: str, license: str = "unknown") -
     Returns how many there are. Raises BadInput."""
     source, out = run_folder / "sft.jsonl", out.resolve()
     if not source.is_file():
-        raise BadInput(
-            f"no sft.jsonl in {run_folder}: it is not a run folder, or `selection` has not been run"
-        )
+        raise BadInput(f"no sft.jsonl in {run_folder}: no run folder, or `selection` has not been run")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise BadInput(f"{out} exists: remove it, or take another --to")
     examples = list(read_examples(source))
@@ -71,8 +69,8 @@ def write_parquet(rows: list[dict], path: Path):
 def write_messages(rows: list[dict], path: Path):
     with path.open("w", encoding="utf-8") as file:
         for row in rows:
-            turns = {"user": row["instruction"], "assistant": row["response"]}
-            messages = [{"role": role, "content": content} for role, content in turns.items()]
+            turns = [("user", row["instruction"]), ("assistant", row["response"])]
+            messages = [{"role": role, "content": content} for role, content in turns]
             file.write(json.dumps({"id": row["id"], "messages": messages}, ensure_ascii=False) + "\n")
 
 
@@ -137,15 +135,11 @@ def without_folders(value):
 
 
 def main(words: list[str]):
-    parser = argparse.ArgumentParser(
-        "selfcodealign.py export", description="the final examples for others, with a card"
-    )
+    parser = argparse.ArgumentParser("selfcodealign.py export", description="the final examples for others")
     parser.add_argument("--out", type=Path, required=True, help="the run folder")
     parser.add_argument("--format", choices=FORMATS, required=True, help="every column, or chat messages")
     parser.add_argument("--to", type=Path, help="a new folder (default: export-FORMAT in the run folder)")
-    parser.add_argument(
-        "--license", default="unknown", help="the hub's name of the licence that you give the data"
-    )
+    parser.add_argument("--license", default="unknown", help="the hub's name of the data's licence")
     arguments = parser.parse_args(words)
     folder = arguments.to or arguments.out / f"export-{arguments.format}"
     examples = export(arguments.out, folder, arguments.format, arguments.license)

@@ -3,10 +3,10 @@
     python selfcodealign.py quality --out runs/first      of a drawn sample, into quality.json
 
 A mutant is the response's code with one small change: another operator or constant, a condition negated, a
-result or a step left out. Tests kill it if the code no longer passes them; a mutant that runs over the time
-limit is killed, too, and counted once more as looping. Some mutants are no different from the code in what
-they do; no program can tell these, so they count as survivors and the share of killed mutants is at most too
-low. Changes of annotations, docstrings and `__main__` blocks, which surely make no difference, are not made.
+result or a step left out. Tests kill it if the code no longer passes them, or runs over the time limit. Some
+mutants are no different from the code in what they do; no program can tell these, so they count as survivors
+and the share of killed mutants is at most too low. Changes of annotations, docstrings and `__main__` blocks,
+which surely make no difference, are not made.
 
 Samples of one instruction agree if each one's code passes the other's tests; `--prefer consensus` keeps the
 one with which most agree.
@@ -18,21 +18,21 @@ import copy
 import heapq
 import json
 from collections.abc import Hashable, Iterable, Iterator
-from pathlib import Path
 from typing import NamedTuple
 
-from parts.code import is_main_block, program, python_code, runnable_code
+import selfcodealign
+from parts.code import is_assertion, is_main_block, program, python_code, runnable_code
 from parts.folder import parse_folder
 from parts.rows import Appender, digest, progress, read_rows, row_id, write_atomically
 from sandbox import Sandbox
 
-EXAMPLES, MUTANTS = 100, 10  # drawn for the report, and of each example
-INSTRUCTIONS = 50  # drawn for the report, of those with several passing samples
+EXAMPLES, MUTANTS = 100, 10  # drawn, and of each example
+INSTRUCTIONS = 50  # drawn, of those with several passing samples
 TIMEOUT = 3.0  # seconds for a mutant
 
 # ---------------------------------------------------------------------------------------------------- mutants
 
-OTHER_OPERATOR = {  # of the classes of `ast`, by name
+OTHER_OPERATOR = {  # of the classes of `ast`
     getattr(ast, one): getattr(ast, other)
     for one, other in (
         pair.split(":")
@@ -43,43 +43,35 @@ OTHER_OPERATOR = {  # of the classes of `ast`, by name
         """.split()
     )
 }
+MAKE_NO_DIFFERENCE = ("annotation", "returns", "type_comment", "decorator_list", "format_spec")
 
 
-def mutants(code: str, limit: int, seed: int) -> list[str]:
-    """At most `limit` different mutants of the code, drawn with the seed. Raises SyntaxError."""
+def mutants(code: str, limit: int) -> list[str]:
+    """At most `limit` different mutants of the code, always the same. Raises SyntaxError."""
     tree = ast.parse(code)
     tree.body = [node for node in tree.body if not is_main_block(node)]
     try:
-        made = dict.fromkeys(all_mutants(tree, tree))
-        made.pop(ast.unparse(tree), None)
+        made = set(all_mutants(tree, tree)) - {ast.unparse(tree)}
     # Nested too deep to be written again, or with what Python 3.11 cannot write in an f-string
     except (RecursionError, ValueError):
         return []
-    return sorted(made, key=lambda mutant: digest(seed, "mutant", mutant))[:limit]
+    return heapq.nsmallest(limit, made, key=lambda mutant: digest(0, "mutant", mutant))
 
 
 def all_mutants(tree: ast.Module, node: ast.AST) -> Iterator[str]:
     """The text of `tree` with one change at or below `node`; the tree is whole again at the end."""
     for field, value in ast.iter_fields(node):
-        if field in ("annotation", "returns", "type_comment", "decorator_list", "format_spec"):
-            continue
-        for place, child in enumerate(value) if isinstance(value, list) else ((None, value),):
-            if not isinstance(child, ast.AST) or (
-                isinstance(child, ast.Expr) and isinstance(child.value, ast.Constant)
-            ):
+        places = [(value, n) for n in range(len(value))] if isinstance(value, list) else [(vars(node), field)]
+        for holder, key in places:
+            child = holder[key]
+            is_text = isinstance(child, ast.Expr) and isinstance(child.value, ast.Constant)
+            if field in MAKE_NO_DIFFERENCE or is_text or not isinstance(child, ast.AST):
                 continue
             for changed in changes(child):
-                put(node, field, place, changed)
+                holder[key] = changed
                 yield ast.unparse(tree)
-            put(node, field, place, child)
+            holder[key] = child
             yield from all_mutants(tree, child)
-
-
-def put(node: ast.AST, field: str, place: int | None, child: ast.AST):
-    if place is None:
-        setattr(node, field, child)
-    else:
-        getattr(node, field)[place] = child
 
 
 def changes(node: ast.AST) -> list[ast.AST]:
@@ -124,48 +116,44 @@ def changes(node: ast.AST) -> list[ast.AST]:
 class Score(NamedTuple):
     mutants: int  # with a verdict; 0 where the code itself does not pass its tests
     killed: int
-    looping: int  # of the killed: over the time limit
 
 
 def mutation_score(
-    sandbox: Sandbox, examples: Iterable[tuple[str, str, str]], limit: int = MUTANTS
-) -> Iterator[tuple[str, Score]]:  # fmt: skip
-    """For each (id, code, tests): the id and how many mutants of the code its tests kill, in the order given,
-    as they are done."""
-
-    def programs() -> Iterator[tuple[str, str]]:
-        for example_id, code, tests in examples:
-            versions = [code, *mutants(code, limit, 0)]
-            waiting[example_id] = [len(versions), []]
-            for number, version in enumerate(versions):
-                yield (example_id, number), program(version, tests)
-
-    waiting = {}  # id: [programs, (number, outcome) of those that are done]; the sandbox's thread adds to it
-    for (example_id, number), result in sandbox.map(programs()):
-        waiting[example_id][1].append((number, result.outcome))
-        while waiting and len(waiting[first := list(waiting)[0]][1]) == waiting[first][0]:
-            yield first, count_killed(waiting.pop(first)[1])
+    sandbox: Sandbox, examples: Iterable[tuple[Hashable, str, str]], limit: int = MUTANTS
+) -> Iterator[tuple[Hashable, Score]]:
+    """For each (key, code, tests): the key and how many mutants of the code its tests kill."""
+    groups = (
+        (key, [program(version, tests) for version in (code, *mutants(code, limit))])
+        for key, code, tests in examples
+    )
+    for key, outcomes in outcomes_of(sandbox, groups):
+        of_code, *verdicts = outcomes.values()
+        verdicts = [verdict for verdict in verdicts if verdict != "error"] if of_code == "passed" else []
+        yield key, Score(len(verdicts), len(verdicts) - verdicts.count("passed"))
 
 
-def count_killed(outcomes: list[tuple[int, str]]) -> Score:
-    if (0, "passed") not in outcomes:
-        return Score(0, 0, 0)
-    verdicts = [outcome for number, outcome in outcomes if number and outcome != "error"]
-    return Score(len(verdicts), sum(outcome != "passed" for outcome in verdicts), verdicts.count("timeout"))
+def outcomes_of(
+    sandbox: Sandbox, groups: Iterable[tuple[Hashable, Iterable[str]]]
+) -> Iterator[tuple[Hashable, dict[str, str]]]:
+    """For each (key, programs): the key and {program: outcome}, as soon as all are done, in no order.
+    Equal programs of a group run once."""
+    waiting = {}  # the sandbox's thread adds to it
+
+    def programs() -> Iterator[tuple[tuple[Hashable, str], str]]:
+        for key, texts in groups:
+            waiting[key] = dict.fromkeys(texts)
+            for text in waiting[key]:
+                yield (key, text), text
+
+    for (key, text), result in sandbox.map(programs()):
+        waiting[key][text] = result.outcome
+        if None not in waiting[key].values():
+            yield key, waiting.pop(key)
 
 
 def count_asserts(tests: str) -> tuple[int, int]:
     """(asserts, different asserts) in the text of the tests, unittest's methods included."""
-    asserts = [
-        node
-        for node in ast.walk(ast.parse(tests))
-        if isinstance(node, ast.Assert)
-        or (
-            isinstance(node, ast.Call)
-            and isinstance(node.func, ast.Attribute)
-            and node.func.attr.startswith("assert")
-        )
-    ]
+    asserts = list(filter(is_assertion, ast.walk(ast.parse(tests))))
     try:
         return len(asserts), len(set(map(ast.unparse, asserts)))
     except (RecursionError, ValueError):  # cannot be written again: as they stand
@@ -181,23 +169,19 @@ def agreement(
     """For each (key, samples): the key and matrix[i][j], whether the code of sample i passes the tests of
     sample j; as they are done.
 
-    Samples are (code, tests). n * n programs, equal ones run once. None where the sandbox gives no verdict.
+    Samples are (code, tests). None where the sandbox gives no verdict.
     """
-    waiting = {}  # key: [samples, distinct programs, {program: passed}]
+    waiting = {}
 
-    def programs() -> Iterator[tuple[tuple, str]]:
+    def programs() -> Iterator[tuple[Hashable, list[str]]]:
         for key, samples in groups:
-            distinct = {program(code, tests) for code, _ in samples for _, tests in samples}
-            waiting[key] = [samples, len(distinct), {}]
-            for text in distinct:
-                yield (key, text), text
+            waiting[key] = samples
+            yield key, [program(code, tests) for code, _ in samples for _, tests in samples]
 
-    for (key, text), result in sandbox.map(programs()):
-        samples, expected, passed = waiting[key]
-        passed[text] = None if result.outcome == "error" else result.outcome == "passed"
-        if len(passed) == expected:
-            del waiting[key]
-            yield key, [[passed[program(code, tests)] for _, tests in samples] for code, _ in samples]
+    for key, outcomes in outcomes_of(sandbox, programs()):
+        samples = waiting.pop(key)
+        passed = {text: None if found == "error" else found == "passed" for text, found in outcomes.items()}
+        yield key, [[passed[program(code, tests)] for _, tests in samples] for code, _ in samples]
 
 
 def consensus(matrix: list[list[bool]], ids: list[str]) -> str | None:
@@ -210,10 +194,8 @@ def consensus(matrix: list[list[bool]], ids: list[str]) -> str | None:
     """
 
     def support(i: int) -> tuple[int, int]:
-        siblings = [j for j in range(len(ids)) if j != i]
-        return sum(bool(matrix[i][j] and matrix[j][i]) for j in siblings), sum(
-            bool(matrix[i][j]) + bool(matrix[j][i]) for j in siblings
-        )
+        pairs = [(bool(matrix[i][j]), bool(matrix[j][i])) for j in range(len(ids)) if j != i]
+        return sum(map(all, pairs)), sum(map(sum, pairs))
 
     passing = [i for i in range(len(ids)) if matrix[i][i]]
     return ids[min(passing, key=lambda i: (*(-count for count in support(i)), ids[i]))] if passing else None
@@ -222,31 +204,38 @@ def consensus(matrix: list[list[bool]], ids: list[str]) -> str | None:
 # --------------------------------------------------------------------------------------------------- of a run
 
 
+def parts_of(row: dict) -> tuple[str, str]:
+    """(code, tests) of a response or an example."""
+    return runnable_code(row["response"]), python_code(row["tests"])
+
+
+def siblings(response_ids: Iterable[str], origins) -> dict[str, list[str]]:
+    """{task id: those of the responses that answer it, sorted}, of tasks with several."""
+    ids_of = collections.defaultdict(list)
+    for response_id in sorted(response_ids):
+        ids_of[origins.task(origins.responses[response_id])["id"]].append(response_id)
+    return {task_id: ids for task_id, ids in ids_of.items() if len(ids) > 1}
+
+
 def agreed_responses(run, candidates: list[str], origins) -> dict[str, str]:
     """{task id: its passing response that most others agree with}, for tasks with several.
 
     Each one's code runs with each one's tests. Verdicts are cached in agreement.jsonl, so that running again
     gives the same choice.
     """
-    siblings, task_of = collections.defaultdict(list), {}
-    for response_id in candidates:
-        task_of[response_id] = origins.task(origins.responses[response_id])["id"]
-        siblings[task_of[response_id]].append(response_id)
-    groups = {row_id("agreement", *sorted(ids)): sorted(ids) for ids in siblings.values() if len(ids) > 1}
-
-    def samples(response_id: str) -> tuple[str, str]:
-        row = origins.responses[response_id]
-        return runnable_code(row["response"]), python_code(row["tests"])
-
+    groups = {
+        row_id("agreement", *ids): (task_id, ids) for task_id, ids in siblings(candidates, origins).items()
+    }
     with Appender(run.path("agreement")) as file, run.sandbox() as sandbox:
         waiting = [key for key in groups if key not in file.ids]
-        matrices = agreement(sandbox, ((key, list(map(samples, groups[key]))) for key in waiting))
-        for key, matrix in progress(matrices, total=len(waiting), desc="consensus", unit="instruction"):
+        samples = ((key, [parts_of(origins.responses[name]) for name in groups[key][1]]) for key in waiting)
+        bar = progress(agreement(sandbox, samples), total=len(waiting), desc="consensus", unit="instruction")
+        for key, matrix in bar:
             if all(passed is not None for row in matrix for passed in row):
-                file.append({"id": key, "responses": groups[key], "passed": matrix})
-    verdicts = (row for row in read_rows(run.path("agreement")) if row["id"] in groups)
-    chosen = (consensus(row["passed"], row["responses"]) for row in verdicts)
-    return {task_of[response_id]: response_id for response_id in chosen if response_id}
+                file.append({"id": key, "responses": groups[key][1], "passed": matrix})
+    verdicts = [row for row in read_rows(run.path("agreement")) if row["id"] in groups]
+    chosen = {groups[row["id"]][0]: consensus(row["passed"], row["responses"]) for row in verdicts}
+    return {task_id: response_id for task_id, response_id in chosen.items() if response_id}
 
 
 def measure(run):
@@ -254,66 +243,48 @@ def measure(run):
     passing samples, each of a sample drawn by content."""
     run.time_for("quality")
     with Sandbox(run.settings.workers, TIMEOUT, run.settings.memory_mb) as sandbox:
-        measured = measure_tests(sandbox, run.folder) | measure_agreement(sandbox, several_passing(run))
+        measured = measure_tests(sandbox, run) | measure_agreement(sandbox, run)
     write_atomically(run.folder / "quality.json", json.dumps(measured, indent=2))
     run.time_for(None)
 
 
-def measure_tests(sandbox: Sandbox, folder: Path) -> dict:
-    rows = heapq.nsmallest(
-        EXAMPLES, read_rows(folder / "sft.jsonl"), key=lambda row: digest("quality", row["id"])
+def measure_tests(sandbox: Sandbox, run) -> dict:
+    drawn = heapq.nsmallest(
+        EXAMPLES, read_rows(run.path("sft")), key=lambda row: digest("quality", row["id"])
     )
-    examples = [
-        (row["id"], runnable_code(row["response"]), python_code(row["tests"])) for row in rows if row["tests"]
-    ]
+    examples = [(row["id"], *parts_of(row)) for row in drawn if row["tests"]]
     asserts = [count_asserts(tests) for _, _, tests in examples]
     bar = progress(mutation_score(sandbox, examples), total=len(examples), desc="quality", unit="example")
-    scores = [score for _, score in bar if score.mutants]
+    scores = [score for _, score in bar]
     return {
         "examples": len(examples),
         "asserts": sum(count for count, _ in asserts),
         "different_asserts": sum(different for _, different in asserts),
-        "examples_with_mutants": len(scores),
         "mutants": sum(score.mutants for score in scores),
         "killed": sum(score.killed for score in scores),
-        "looping": sum(score.looping for score in scores),
-        "examples_that_kill_all": sum(score.killed == score.mutants for score in scores),
-        "examples_that_kill_none": sum(score.killed == 0 for score in scores),
     }
 
 
-def measure_agreement(sandbox: Sandbox, groups: dict[str, list[tuple[str, str]]]) -> dict:
-    """`groups`: {task id: (code, tests) of its passing samples}."""
+def measure_agreement(sandbox: Sandbox, run) -> dict:
+    origins = run.origins()
+    ids_of = siblings((row["response_id"] for row in run.kept("executions")), origins)
+    drawn = heapq.nsmallest(INSTRUCTIONS, ids_of, key=lambda task_id: digest("agreement", task_id))
+    samples = (
+        (task_id, [parts_of(origins.responses[name]) for name in ids_of[task_id]]) for task_id in drawn
+    )
     verdicts = []
-    matrices = agreement(sandbox, groups.items())
-    for _, matrix in progress(matrices, total=len(groups), desc="agreement", unit="instruction"):
+    bar = progress(agreement(sandbox, samples), total=len(drawn), desc="agreement", unit="instruction")
+    for _, matrix in bar:
         verdicts += [passed for i, row in enumerate(matrix) for j, passed in enumerate(row) if i != j]
     known = [passed for passed in verdicts if passed is not None]
     return {
-        "instructions": len(groups),  # with several passing samples
+        "instructions": len(drawn),  # with several passing samples
         "pairs": len(known),  # of a passing sample's code and the tests of another one
         "agreeing": sum(known),  # the code passes them
     }
 
 
-def several_passing(run) -> dict[str, list[tuple[str, str]]]:
-    """{task id: (code, tests) of its passing samples} of a drawn sample of the tasks that have several."""
-    origins, ids_of = run.origins(), collections.defaultdict(list)
-    for row in read_rows(run.path("executions")):
-        if row["outcome"] == "passed":
-            ids_of[origins.task(origins.responses[row["response_id"]])["id"]].append(row["response_id"])
-    several = (task_id for task_id, ids in ids_of.items() if len(ids) > 1)
-    drawn = heapq.nsmallest(INSTRUCTIONS, several, key=lambda task_id: digest("agreement", task_id))
-    responses = {task_id: [origins.responses[key] for key in ids_of[task_id]] for task_id in drawn}
-    return {
-        task_id: [(runnable_code(row["response"]), python_code(row["tests"])) for row in found]
-        for task_id, found in responses.items()
-    }
-
-
 def main(words: list[str]):
-    import selfcodealign
-
     folder = parse_folder("quality", "how much the tests of a run's examples test", words)
     measure(selfcodealign.open_run(folder, {}, {}))
     selfcodealign.extra("report").show(folder)

@@ -189,13 +189,13 @@ class Details:
         self.final = []
         for stage in ("sft", *reversed(stages)):
             for row in read_rows(folder / f"{stage}.jsonl"):
-                if stage in stages:
-                    self.keep_example(stage, stages[stage], row)
-                elif len(self.final) < FINAL_EXAMPLES:
-                    self.final.append(row)
                 if stage == "sft":
                     self.final_by_task[row["category"], row["difficulty"]] += 1
-                elif stage == "concepts":
+                    if len(self.final) < FINAL_EXAMPLES:
+                        self.final.append(row)
+                else:
+                    self.keep_example(stage, stages[stage], row)
+                if stage == "concepts":
                     self.concepts.update(row.get("concepts", ()))
                 for title, (measured, length) in LENGTHS.items():
                     if measured == stage and "reject" not in row:

@@ -25,10 +25,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import selfcodealign as method
-from parts import seeds
 from parts.examples import Example
 from parts.folder import read_config
-from parts.rows import Appender, BadInput, draw, read_rows, row_id
+from parts.rows import Appender, BadInput, digest, draw, read_rows, row_id
+from parts.seeds import read_sources
 from sandbox import OUTCOMES
 from selfcodealign import METHOD, Run, Stage, draw_properties, few_shot_prompt, generate, parse_instruction
 
@@ -45,9 +45,7 @@ CHOICES = {  # the outcomes of the responses that may be chosen
 def choose(run: Run, choice: str) -> int:
     """Make sft-CHOICE.jsonl of a run; `random-subset` and `failing` are no larger than sft.jsonl."""
     if run.stages["selection"].parent != "executions":
-        raise BadInput(
-            f"{choice} needs executed responses, and the rival {run.config['rival']} executes none"
-        )
+        raise BadInput(f"{choice} needs executed responses: the rival {run.config['rival']} executes none")
     size_of = run.config.get("match") if choice == "random" else run.folder
     most = count_examples(Path(size_of)) if size_of else math.inf
     heldout = heldout_of(str(run.folder), run.config.get("match"), run.config.get("instructions_from"))
@@ -72,14 +70,35 @@ def heldout_of(*folders: str | None) -> Iterator[dict]:
 # ------------------------------------------------------------------------------------------- T10, T11: stages
 
 
+SNIPPET_LINES = 15
+LINES_PER_SNIPPET = 50
+
+
 def gather_snippets(run: Run):
     """T10, T11: random snippets; neither type-checked nor judged."""
 
     def candidates_after(seen: set[str]) -> Iterator[dict]:
-        snippets = seeds.snippets(run.settings.source, run.settings.seed)
-        return method.clean(run, method.unseen(method.ordered(run, snippets), seen))
+        candidates = method.ordered(run, snippets(run.settings.source, run.settings.seed))
+        return method.clean(run, method.unseen(candidates, seen))
 
     method.keep_seeds(run, candidates_after)
+
+
+def snippets(source: str, seed: int) -> Iterator[dict]:
+    """Yield random snippets of 1 to 15 lines as rows {where, code}, one for each 50 lines of a file, drawn
+    with the seed. Files that break their encoding are left out."""
+    for where, text in read_sources(source):
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            continue
+        lines, content_id = text.splitlines(), digest(text)
+        for number in range(-(-len(lines) // LINES_PER_SNIPPET)):
+            start = draw(seed, "snippet", content_id, number) % len(lines)
+            length = 1 + draw(seed, "length", content_id, number) % SNIPPET_LINES
+            code = "\n".join(lines[start : start + length]).strip("\n")
+            if code.strip():
+                yield {"where": f"{where}:{start + 1}", "code": code}
 
 
 def copy_rows(origin_stage: str, stage: str | None = None) -> Callable[[Run], None]:
@@ -95,29 +114,17 @@ def copy_rows(origin_stage: str, stage: str | None = None) -> Callable[[Run], No
     return make
 
 
-def no_concepts(run: Run):
-    """An empty list of concepts for each seed, and its code for the next stage."""
-    pass_on(run, "concepts", lambda seed: {"concepts": [], "code": seed["code"]})
-
-
-def pass_on(run: Run, stage: str, build: Callable[[dict], dict]):
+def compute(stage: str, build: Callable[[dict], dict]) -> Callable[[Run], None]:
     """A stage that needs no model: `build(parent)` gives the row."""
-    parent_stage, key = run.stages[stage].parent, run.stages[stage].key
-    with Appender(run.path(stage)) as file:
-        for parent in run.kept(parent_stage):
-            if (identity := row_id(stage, parent["id"], 0)) not in file.ids:
-                file.append({"id": identity, key: parent["id"], "sample": 0, **build(parent)})
 
+    def make(run: Run):
+        parent_stage, key = run.stages[stage].parent, run.stages[stage].key
+        with Appender(run.path(stage)) as file:
+            for parent in run.kept(parent_stage):
+                if (identity := row_id(stage, parent["id"], 0)) not in file.ids:
+                    file.append({"id": identity, key: parent["id"], "sample": 0, **build(parent)})
 
-def write_instructions(run: Run, parse: Callable[[str], dict] = parse_instruction):
-    """The method's stage, with the prompt of the rival's table."""
-    known = lambda concepts: draw_properties(run, concepts["id"])
-    generate(run, "instructions", parse, method.INSTRUCTION_STOP, run.shots("instructions"), known=known)
-
-
-def write_problems(run: Run):
-    """T11, OSS-Instruct: problem and solution at once, from a snippet."""
-    write_instructions(run, split_problem)
+    return make
 
 
 def direct_prompt(deck: list[Example], row: dict, concepts: dict, settings: argparse.Namespace) -> str:
@@ -128,32 +135,32 @@ def direct_prompt(deck: list[Example], row: dict, concepts: dict, settings: argp
         return f"[Code]\n{code}\n\n[Properties]\n{stated}\n\n[Instruction]\n"
 
     shots = [state(example.code, example.properties) + example.instruction for example in deck]
-    return few_shot_prompt(
-        "direct", shots, state(f"```python\n{concepts['code']}\n```", row | {"language": "Python"})
+    opening = state(f"```python\n{concepts['code']}\n```", row | {"language": "Python"})
+    return few_shot_prompt("direct", shots, opening)
+
+
+def write_problems(run: Run):
+    """T11, OSS-Instruct: problem and solution at once, from a snippet."""
+    known = lambda concepts: draw_properties(run, concepts["id"])
+    generate(
+        run, "instructions", split_problem, method.INSTRUCTION_STOP, run.shots("instructions"), known=known
     )
 
 
 def oss_prompt(deck: list[Example], row: dict, concepts: dict, settings: argparse.Namespace) -> str:
-    """T11, OSS-Instruct: problem and solution at once, from a snippet."""
     shots = [f"[Code]\n{e.code}\n\n[Problem]\n{e.instruction}\n\n[Solution]\n{e.response}" for e in deck]
     return few_shot_prompt("oss", shots, f"[Code]\n```python\n{concepts['code']}\n```\n\n[Problem]\n")
 
 
 def split_problem(text: str) -> dict:
     """{instruction, solution} of a completion, or {text, reject}."""
-    problem, *solutions = (
-        part.strip() for part in re.split(r"^\[Solution\][ \t]*\n", text, flags=re.MULTILINE)
-    )
+    parts = re.split(r"^\[Solution\][ \t]*\n", text, flags=re.MULTILINE)
+    problem, *solutions = map(str.strip, parts)
     if len(solutions) != 1 or not problem:
         return {"text": text, "reject": "no_problem_solution_boundary"}
     if reason := method.malformed_code(solutions[0]):
         return {"text": text, "reject": reason}
     return {"instruction": problem, "solution": solutions[0]}
-
-
-def take_solutions(run: Run):
-    """T11, OSS-Instruct: the solution is the response; it has no tests."""
-    pass_on(run, "responses", lambda task: {"response": task["solution"], "tests": ""})
 
 
 CHANGES = (  # prompts/evolve.md has an example of each
@@ -180,7 +187,7 @@ def evolve(stage: str) -> Callable[[Run], None]:
 
 def evolve_prompt(deck: list[Example], row: dict, task: dict, settings: argparse.Namespace) -> str:
     opening = f"[Task]\n{task['instruction']}\n\n[Change]\n{row['change']}\n\n[New task]\n"
-    return f"{method.system_text('evolve')}\n\n### Example 5\n{opening}"
+    return f"{method.system_text('evolve')}\n\n### Example 5\n{opening}"  # the file has four
 
 
 def select_matched(run: Run):
@@ -195,24 +202,25 @@ def select_matched(run: Run):
 
 # ----------------------------------------------------------------------------------------------------- tables
 
-COPIED = {
-    stage: replace(METHOD[stage], make=copy_rows(stage)) for stage in ("seeds", "concepts", "instructions")
-}
+SNIPPETS = Stage(None, None, gather_snippets)
+# No list of concepts for each seed, but its code for the next stage
+NO_CONCEPTS = Stage(
+    "seeds", "seed_id", compute("concepts", lambda seed: {"concepts": [], "code": seed["code"]})
+)
+SOLUTIONS = compute("responses", lambda task: {"response": task["solution"], "tests": ""})
+COPIED = {name: replace(METHOD[name], make=copy_rows(name)) for name in ("seeds", "concepts", "instructions")}
 MATCHED = METHOD | {"selection": replace(METHOD["selection"], make=select_matched)}
 UNTESTED = {"selection": Stage("responses", "response_id", select_matched)}
 TABLES = {
     "snippet-to-instruction": MATCHED
-    | {
-        "concepts": Stage("seeds", "seed_id", no_concepts),
-        "instructions": Stage("concepts", "concepts_id", write_instructions, direct_prompt),
-    },
-    "random-snippets": MATCHED | {"seeds": Stage(None, None, gather_snippets)},
+    | {"concepts": NO_CONCEPTS, "instructions": replace(METHOD["instructions"], prompt=direct_prompt)},
+    "random-snippets": MATCHED | {"seeds": SNIPPETS},
     "teacher": MATCHED | COPIED,
     "oss-instruct": {
-        "seeds": Stage(None, None, gather_snippets),
-        "concepts": Stage("seeds", "seed_id", no_concepts),
+        "seeds": SNIPPETS,
+        "concepts": NO_CONCEPTS,
         "instructions": Stage("concepts", "concepts_id", write_problems, oss_prompt),
-        "responses": Stage("instructions", "instruction_id", take_solutions),
+        "responses": Stage("instructions", "instruction_id", SOLUTIONS),
     }
     | UNTESTED,
     "evol-instruct": {
@@ -244,13 +252,10 @@ def start(
         if match.resolve() == out.resolve():
             raise BadInput(f"--match takes another run than {out}")
         recorded["match"] = str(match.resolve())
-    if (origin is not None) != (name in NEED_INSTRUCTIONS):
-        needs = (
-            "makes its own instructions: no --from"
-            if origin
-            else "needs --from: the run whose tasks it takes"
-        )
-        raise BadInput(f"rival {name} {needs}")
+    if origin and name not in NEED_INSTRUCTIONS:
+        raise BadInput(f"rival {name} makes its own instructions: no --from")
+    if not origin and name in NEED_INSTRUCTIONS:
+        raise BadInput(f"rival {name} needs --from: the run whose tasks it takes")
     if origin:
         if surplus := [key for key in SHAPE_INSTRUCTIONS if key in given]:
             raise BadInput(f"no --{surplus[0]} with --from: it is that of {origin}")
@@ -277,10 +282,9 @@ def main(words: list[str]):
     )
     parser.add_argument("name", choices=[*CHOICES, *TABLES])
     parser.add_argument("--out", type=Path, required=True, help="the run folder")
-    parser.add_argument(
-        "--from", dest="origin", type=Path, metavar="RUN", help="the run whose instructions are taken"
-    )
-    parser.add_argument("--match", type=Path, metavar="RUN", help="keep no more examples than this run has")
+    of_run = {"type": Path, "metavar": "RUN"}
+    parser.add_argument("--from", dest="origin", help="the run whose instructions are taken", **of_run)
+    parser.add_argument("--match", help="keep no more examples than this run has", **of_run)
     method.add_settings(parser)
     method.add_engine_options(parser)
     arguments = parser.parse_args(words)
@@ -289,11 +293,10 @@ def main(words: list[str]):
         if not (arguments.out / "config.json").exists():
             raise BadInput(f"{arguments.out} is not a run folder")
         if arguments.origin or arguments.match:
-            raise BadInput(
-                f"rival {arguments.name} takes neither --from nor --match: it is of the run in --out"
-            )
+            raise BadInput(f"rival {arguments.name} takes neither --from nor --match, only --out")
         run = method.open_run(arguments.out, given, engine_options)
-        return print(f"{choose(run, arguments.name)} examples: {run.path(f'sft-{arguments.name}')}")
+        print(f"{choose(run, arguments.name)} examples: {run.path(f'sft-{arguments.name}')}")
+        return 0
     run = start(arguments.name, arguments.out, given, engine_options, arguments.origin, arguments.match)
     method.run_everything(run)
     return method.say_problems(run)

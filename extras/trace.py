@@ -36,9 +36,8 @@ def trace(folder: Path, example_id: str, prompts: bool = False):
         print(f"{stage.upper()} {row['id']}{describe(row)}\n")
     print("SAMPLES\n")
     outcomes = {row["response_id"]: row["outcome"] for row in read_rows(folder / "executions.jsonl")}
-    selected = {
-        row["response_id"]: row.get("reject", "kept") for row in read_rows(folder / "selection.jsonl")
-    }
+    verdicts = read_rows(folder / "selection.jsonl")
+    selected = {row["response_id"]: row.get("reject", "kept") for row in verdicts}
     key = stages[response_stage].key
     samples = read_rows(folder / f"{response_stage}.jsonl")
     siblings = [row for row in samples if row[key] == found[response_stage][key]]

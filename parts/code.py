@@ -63,21 +63,24 @@ def bare_code(code: str) -> str:
         return code
 
 
+def is_assertion(node: ast.AST) -> bool:
+    """Whether a node is an `assert` or the call of one of unittest's methods."""
+    called = node.func if isinstance(node, ast.Call) else None
+    return (
+        isinstance(node, ast.Assert) or isinstance(called, ast.Attribute) and called.attr.startswith("assert")
+    )
+
+
 def runs_an_assert(code: str) -> bool:
-    """Whether running `code` comes to an assertion, `assert` or unittest's: at the top level, or in a
-    function or class that is named by code which runs."""
+    """Whether running `code` comes to an assertion: at the top level, or in a function or class that is named
+    by code which runs."""
     definitions = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
     body = ast.parse(code).body
     defined = {node.name: node for node in body if isinstance(node, definitions)}
     pending, reached = [node for node in body if not isinstance(node, definitions)], set()
     while pending:
         for node in ast.walk(pending.pop()):
-            called = node.func if isinstance(node, ast.Call) else None
-            if (
-                isinstance(node, ast.Assert)
-                or isinstance(called, ast.Attribute)
-                and called.attr.startswith("assert")
-            ):
+            if is_assertion(node):
                 return True
             names = {node.id} if isinstance(node, ast.Name) else set()
             if names & {"unittest", "globals", "locals"}:  # a runner that finds the tests by itself

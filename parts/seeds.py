@@ -1,25 +1,31 @@
 """Seed functions (paper 2.1, B): Python source -> top-level functions that stand alone.
 
     read_sources("stdlib")            the standard library of this interpreter (the default source)
-    read_sources("path/to/folder")    every .py file below it
+    read_sources("path/to/folder")    every .py file below it, but for tests
     read_sources("code.jsonl")        one file per row, its text in the column `content`; .parquet likewise
     read_sources("owner/dataset")     a dataset of the hub, streamed, same column
                                       ("owner/dataset/data/python": that folder of it)
 
-`functions` turns the text of one file into candidate seeds, `type_checked` runs a type checker over them.
-A rejected candidate has its reason in `reject`:
-
-    syntax_error  no_docstring  no_arguments  no_return_value  too_long  banned_word  undefined_name
-    relative_import  project_import  banned_import  type_error
-
+`extract` gives the functions of a source as candidate seeds, `type_checked` runs a type checker over them.
 A seed is the function with the imports it needs, taken from its file. Decorators are left out, as in the
 paper's data, where nearly all of them bind a function to its project; those of the standard library stay.
+A rejected candidate has the first reason that applies in `reject`:
+
+    syntax_error      the file is not Python, or the function is not Python outside its file
+    no_docstring, no_arguments
+    no_return_value   no `return <value>`, those of functions inside it left out
+    too_long          more than 150 lines
+    banned_word       `todo`, `fixme` or `bug`, anywhere in it
+    undefined_name    reads a name that neither the function nor an import of its file defines
+    relative_import   needs a module beside its file
+    project_import    needs a module of its own project, as its folders are named, or a private name
+    banned_import     needs one of BANNED_IMPORTS
+    type_error        the type checker finds an error, which is in `error`
 
 Differs from the paper: the type checker is Pyrefly instead of Pyright, several times faster, without node; it
-judges differently about 2 % of the functions that reach it (tests/bench_seeds.py). A name that neither the
-function nor its file's imports define (`undefined_name`), and an import of its own project's modules or of
-private names (`project_import`), are refused first: such a function does not stand alone even where it
-type-checks, since its project is installed.
+judges differently about 2 % of the functions that reach it (tests/bench_seeds.py). `undefined_name` and
+`project_import` come first: such a function does not stand alone even where it type-checks, since its project
+is installed.
 """
 
 import ast
@@ -40,12 +46,12 @@ import sysconfig
 import tempfile
 import tokenize
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from parts.code import code_lines
 from parts.containment import PR_SET_PDEATHSIG, prctl
-from parts.rows import BadInput, digest, draw
+from parts.rows import BadInput
 
 MAX_LINES = 150  # appendix B
 BANNED_WORDS = ("todo", "fixme", "bug")
@@ -53,18 +59,9 @@ BANNED_IMPORTS = {"argparse", "os", "subprocess", "sys", "setuptools", "distutil
 PARSED_AT_A_TIME = 64  # files, by one process
 TYPE_CHECKED_AT_A_TIME = 256  # functions; starting the checker takes longer than checking a few
 TYPE_CHECK_SECONDS = 300  # for as many; no verdict so far took a tenth of it
-SKIPPED_FOLDERS = {
-    "site-packages",
-    "dist-packages",
-    "test",
-    "tests",
-    "idle_test",
-    "__pycache__",
-    "node_modules",
-}
-TEST_FILE = re.compile(
-    r"(conftest|tests?|test_.*|.*_test)\.py"
-)  # not read, as their folders: what pytest calls does not stand alone
+# Not read: others' packages, and tests, since what pytest calls does not stand alone
+SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idle_test", "node_modules"}
+SKIPPED_FILES = re.compile(r"(conftest|tests?|test_.*|.*_test)\.py")
 
 
 # ---------------------------------------------------------------------------------------------------- sources
@@ -76,16 +73,14 @@ def read_sources(source: str) -> Iterator[tuple[str, str]]:
     path = Path(sysconfig.get_paths()["stdlib"] if source == "stdlib" else source)
     if path.is_dir():
         return read_folder(path)
-    if path.suffix in {".jsonl", ".json", ".parquet"} or path.is_file():
+    if path.is_file() or path.suffix in {".jsonl", ".json", ".parquet"}:
         if not path.is_file():
             raise BadInput(f"no such source file: {path}")
-        if path.suffix not in {".jsonl", ".parquet"}:
-            raise BadInput(f"{path}: a source file must end in .jsonl or .parquet")
-        return (
-            read_jsonl_source(path)
-            if path.suffix == ".jsonl"
-            else read_dataset("parquet", data_files=str(path))
-        )
+        if path.suffix == ".jsonl":
+            return read_jsonl_source(path)
+        if path.suffix == ".parquet":
+            return read_dataset("parquet", data_files=str(path))
+        raise BadInput(f"{path}: a source file must end in .jsonl or .parquet")
     if "/" in source and not source.startswith((".", "/", "~")):
         owner, name, *folder = source.split("/")
         return read_dataset(f"{owner}/{name}", data_dir="/".join(folder) or None)
@@ -98,11 +93,8 @@ def read_folder(folder: Path) -> Iterator[tuple[str, str]]:
     found = False
     for path in sorted(folder.rglob("*.py")):
         where = path.relative_to(folder)
-        if (
-            SKIPPED_FOLDERS.isdisjoint(where.parts[:-1])
-            and not TEST_FILE.fullmatch(path.name)
-            and path.is_file()
-        ):
+        skipped = SKIPPED_FILES.fullmatch(path.name) or not SKIPPED_FOLDERS.isdisjoint(where.parts[:-1])
+        if not skipped and path.is_file():
             found = True
             yield str(where), decode(path.read_bytes())
     if not found:
@@ -159,46 +151,21 @@ def extract(source: str) -> Iterator[dict]:
     bounded number of files ahead."""
     home = Path(source).resolve().name if Path(source).is_dir() else ""
     files = ((where, text, home) for where, text in read_sources(source))
-    with multiprocessing.Pool(initializer=end_with_parent) as pool:
-        ahead = collections.deque()
-        while batch := list(itertools.islice(files, PARSED_AT_A_TIME)):
-            ahead.append(pool.starmap_async(functions, batch, chunksize=PARSED_AT_A_TIME))
-            if len(ahead) > 2 * os.cpu_count():
-                for candidates in ahead.popleft().get():
-                    yield from candidates
-        for results in ahead:
-            for candidates in results.get():
-                yield from candidates
+    batches = iter(lambda: list(itertools.islice(files, PARSED_AT_A_TIME)), [])
+    with multiprocessing.Pool(initializer=prepare_worker) as pool:
+        begun = (pool.starmap_async(functions, batch, chunksize=PARSED_AT_A_TIME) for batch in batches)
+        ahead = collections.deque(itertools.islice(begun, 2 * os.cpu_count()))
+        while ahead:
+            ahead.extend(itertools.islice(begun, 1))
+            yield from itertools.chain.from_iterable(ahead.popleft().get())
 
 
-SNIPPET_LINES = 15
-LINES_PER_SNIPPET = 50
-
-
-def snippets(source: str, seed: int) -> Iterator[dict]:
-    """Yield random snippets of 1 to 15 lines as rows {where, code}, one for each 50 lines of a file, drawn
-    with the seed: what the paper compares seeds with (T10), and what OSS-Instruct starts from (T11). Files
-    that break their encoding are left out."""
-    for where, text in read_sources(source):
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            continue
-        lines, content_id = text.splitlines(), digest(text)
-        for number in range(-(-len(lines) // LINES_PER_SNIPPET)):
-            start = draw(seed, "snippet", content_id, number) % len(lines)
-            code = "\n".join(
-                lines[start : start + 1 + draw(seed, "length", content_id, number) % SNIPPET_LINES]
-            ).strip("\n")
-            if code.strip():
-                yield {"where": f"{where}:{start + 1}", "code": code}
-
-
-def end_with_parent():
-    """Make a worker end if its parent is killed, whose lock on a run folder it would hold on to, and leave
-    Ctrl-C to the parent."""
+def prepare_worker():
+    """Make a worker end if its parent is killed, whose lock on a run folder it would hold on to, leave Ctrl-C
+    to the parent, and say nothing of other people's invalid escapes."""
     prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    warnings.simplefilter("ignore")
 
 
 def functions(where: str, text: str, home: str = "") -> list[dict]:
@@ -210,13 +177,11 @@ def functions(where: str, text: str, home: str = "") -> list[dict]:
     """
     text = text.removeprefix("\ufeff")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # other people's invalid escapes
-            module = ast.parse(text)
+        module = ast.parse(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return [{"where": where, "reject": "syntax_error"}]
-    lines = code_lines(text)
-    imports, project = imported_names(module), {home, *Path(where).parts[:-1]}
+    lines, imports = code_lines(text), imported_names(module)
+    project = {home, *Path(where).parts[:-1]} - sys.stdlib_module_names
     rows = []
     for node in module.body:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
@@ -232,18 +197,13 @@ def functions(where: str, text: str, home: str = "") -> list[dict]:
 
 
 def shape_reject(node: ast.FunctionDef | ast.AsyncFunctionDef) -> str | None:
-    arguments = node.args
     if not ast.get_docstring(node):
         return "no_docstring"
-    if not (
-        arguments.posonlyargs or arguments.args or arguments.vararg or arguments.kwonlyargs or arguments.kwarg
-    ):
+    if not any(isinstance(part, ast.arg) for part in ast.iter_child_nodes(node.args)):
         return "no_arguments"
     if not returns_value(node):
         return "no_return_value"
-    if node.end_lineno - node.lineno + 1 > MAX_LINES:
-        return "too_long"
-    return None
+    return "too_long" if node.end_lineno - node.lineno + 1 > MAX_LINES else None
 
 
 def returns_value(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
@@ -264,14 +224,12 @@ def means_the_same_anywhere(decorator: ast.expr, imports: dict[str, list[str]]) 
         names = free_names(ast.unparse(decorator))
     except (RecursionError, ValueError):
         return False
-    return all(
-        name in imports and package(chosen(imports[name])) in sys.stdlib_module_names for name in names
-    )
+    return all(name in imports and is_standard(chosen(imports[name])) for name in names)
 
 
 def stand_alone(code: str, imports: dict[str, list[str]], project: set[str]) -> dict:
-    """Put the imports that `code` needs in front of it; {"code"} and, where it cannot stand alone,
-    {"reject"}."""
+    """{"code"}, with the imports that it needs in front, taken from those of its file, and {"reject"} where
+    it cannot stand alone. `project`: the names that its project's modules are imported from."""
     if any(word in code.lower() for word in BANNED_WORDS):
         return {"code": code, "reject": "banned_word"}
     try:
@@ -280,35 +238,38 @@ def stand_alone(code: str, imports: dict[str, list[str]], project: set[str]) -> 
         return {"code": code, "reject": "syntax_error"}
     if not missing <= imports.keys():
         return {"code": code, "reject": "undefined_name"}
-    quoted = (
-        quoted_annotations(code) & imports.keys()
-    )  # a quoted name that nothing imports may be no name: the type checker tells
+    # A quoted name that nothing imports may be no name: the type checker tells
+    quoted = quoted_annotations(code) & imports.keys()
     if block := import_block(code, [imports[name] for name in missing | quoted]):
         code = f"{block}\n\n\n{code}"
-    tree = ast.parse(code)
-    if any(isinstance(node, ast.ImportFrom) and node.level for node in ast.walk(tree)):
-        return {"code": code, "reject": "relative_import"}
-    paths = set(imported_paths(tree))
-    if any(is_own(path, project) for path in paths):
-        return {"code": code, "reject": "project_import"}
-    if not BANNED_IMPORTS.isdisjoint(path.split(".")[0] for path in paths):
-        return {"code": code, "reject": "banned_import"}
-    return {"code": code}
+    reject = import_reject(code, project)
+    return {"code": code, "reject": reject} if reject else {"code": code}
 
 
-def is_own(path: str, project: set[str]) -> bool:
-    """Whether an import, as a dotted path, is of the function's own project or of a private name."""
-    first, *rest = path.split(".")
-    return first in project - sys.stdlib_module_names or any(
-        name[:1] == "_" and name[:2] != "__" for name in (first, *rest)
-    )
+def import_reject(code: str, project: set[str]) -> str | None:
+    paths = {tuple(path.split(".")) for path in imported_paths(code)}
+    packages = {path[0] for path in paths}
+    if "" in packages:
+        return "relative_import"
+    private = any(name[:1] == "_" and name[:2] != "__" for path in paths for name in path)
+    if private or not packages.isdisjoint(project):
+        return "project_import"
+    return None if packages.isdisjoint(BANNED_IMPORTS) else "banned_import"
+
+
+def imported_paths(code: str) -> Iterator[str]:
+    """What each import anywhere in `code` brings, as a dotted path: package.module.name, or .module.name."""
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            module = "." * node.level + (node.module or "")
+            yield from (f"{module}.{alias.name}" for alias in node.names)
 
 
 def free_names(code: str) -> set[str]:
     """The names that `code` reads and neither defines nor finds among the builtins."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        module = symtable.symtable(code, "seed", "exec")
+    module = symtable.symtable(code, "seed", "exec")
     defined = {
         symbol.get_name() for symbol in module.get_symbols() if symbol.is_assigned() or symbol.is_imported()
     }
@@ -334,9 +295,12 @@ def quoted_annotations(code: str) -> set[str]:
     return names
 
 
+# An import is a statement that binds one name, as text: `import a.b`, `from a import b as c`.
+
+
 def imported_names(module: ast.Module) -> dict[str, list[str]]:
     """Name -> the import statements that bind it, those under a top-level `if` or `try` included."""
-    names: dict[str, list[str]] = {}
+    names = collections.defaultdict(list)
     pending: list[ast.AST] = list(reversed(module.body))
     while pending:
         node = pending.pop()
@@ -344,62 +308,40 @@ def imported_names(module: ast.Module) -> dict[str, list[str]]:
             pending.extend(ast.iter_child_nodes(node))
         elif isinstance(node, ast.Import):
             for alias in node.names:
-                statement = ast.unparse(ast.Import([alias]))
-                names.setdefault(alias.asname or alias.name.split(".")[0], []).append(statement)
+                names[alias.asname or alias.name.split(".")[0]].append(ast.unparse(ast.Import([alias])))
         elif isinstance(node, ast.ImportFrom) and node.module != "__future__":
             for alias in node.names:
                 statement = ast.unparse(ast.ImportFrom(node.module, [alias], node.level))
-                names.setdefault(alias.asname or alias.name, []).append(statement)
+                names[alias.asname or alias.name].append(statement)
     return names
 
 
 def import_block(code: str, needed: list[list[str]]) -> str:
     """The import statements for `code`, given for each name those that bind it in its file; names of one
     module share a line."""
-    plain, names_of = set(), {}
+    whole, names_of = set(), collections.defaultdict(list)
     for statements in needed:
         statement = chosen(statements)
         if statement.startswith("from "):
             module, name = statement.removeprefix("from ").split(" import ")
-            names_of.setdefault(module, []).append(name)
+            names_of[module].append(name)
         elif " as " in statement:
-            plain.add(statement)
+            whole.add(statement)
         else:  # `import a.b` and `import a.c` bind the same name and are no alternatives
-            modules = [
-                other.removeprefix("import ")
-                for other in statements
-                if other.startswith("import ") and " as " not in other
-            ]
-            plain |= {
-                f"import {module}" for module in [module for module in modules if module in code] or modules
-            }
-    return "\n".join(
-        sorted(plain)
-        + [f"from {module} import {', '.join(sorted(names))}" for module, names in sorted(names_of.items())]
-    )
+            modules = [other for other in statements if other.startswith("import ") and " as " not in other]
+            whole.update([other for other in modules if other.removeprefix("import ") in code] or modules)
+    parts = (f"from {module} import {', '.join(sorted(names))}" for module, names in sorted(names_of.items()))
+    return "\n".join([*sorted(whole), *parts])
 
 
 def chosen(statements: list[str]) -> str:
     """Of the imports that bind one name, alternatives under `try` or `if`: the standard library's, or the
     first."""
-    return next(
-        (statement for statement in statements if package(statement) in sys.stdlib_module_names),
-        statements[0],
-    )
+    return next(filter(is_standard, statements), statements[0])
 
 
-def package(statement: str) -> str:
-    """The top-level package of an import statement; empty if it is relative."""
-    return statement.split()[1].split(".")[0]
-
-
-def imported_paths(tree: ast.AST) -> Iterable[str]:
-    """What each import anywhere in `tree` brings, as a dotted path: package.module.name."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+def is_standard(statement: str) -> bool:
+    return statement.split()[1].split(".")[0] in sys.stdlib_module_names
 
 
 # ---------------------------------------------------------------------------------------------- type checking
@@ -436,40 +378,36 @@ def type_errors(codes: list[str]) -> list[str | None]:
     """
     if not codes:
         return []
-    with tempfile.TemporaryDirectory() as folder:
-        for number, code in enumerate(codes):
-            Path(folder, f"seed_{number}.py").write_text(code + "\n", encoding="utf-8")
-        Path(folder, "pyrefly.toml").write_text(PYREFLY)
-        command = [
-            sys.executable,
-            "-m",
-            "pyrefly",
-            "check",
-            "--output-format",
-            "json",
-            "--python-interpreter-path",
-            sys.executable,
-        ]
-        try:
-            finished = subprocess.run(
-                command, cwd=folder, capture_output=True, text=True, timeout=TYPE_CHECK_SECONDS
-            )
-            broke = finished.returncode < 0 or finished.returncode == 101  # a signal, a panic
-        except subprocess.TimeoutExpired:
-            broke = True
-    if broke and len(codes) == 1:
-        return ["the type checker broke on it"]
-    if broke:  # on one of them, and the others shall not suffer from it
+    finished = run_pyrefly(codes)
+    # A time-out, a signal or a panic, on one of them, and the others shall not suffer from it
+    if finished is None or finished.returncode < 0 or finished.returncode == 101:
+        if len(codes) == 1:
+            return ["the type checker broke on it"]
         middle = len(codes) // 2
         return type_errors(codes[:middle]) + type_errors(codes[middle:])
     try:
         found = json.loads(finished.stdout)["errors"]
     except (ValueError, KeyError):
-        raise BadInput(
-            f"the type checker failed: {(finished.stderr.strip() or 'it said nothing').splitlines()[-1]}"
-        ) from None
+        said = finished.stderr.strip() or "it said nothing"
+        raise BadInput(f"the type checker failed: {said.splitlines()[-1]}") from None
     errors: list[str | None] = [None] * len(codes)
     for error in reversed(found):
         number = int(Path(error["path"]).stem.removeprefix("seed_"))
         errors[number] = f"{error['name']}: {error['concise_description']}"
     return errors
+
+
+def run_pyrefly(codes: list[str]) -> subprocess.CompletedProcess | None:
+    """Check the programs as seed_0.py, seed_1.py and so on; None if that takes too long."""
+    command = [sys.executable, "-m", "pyrefly", "check", "--output-format", "json"]
+    command += ["--python-interpreter-path", sys.executable]
+    with tempfile.TemporaryDirectory() as folder:
+        for number, code in enumerate(codes):
+            Path(folder, f"seed_{number}.py").write_text(code + "\n", encoding="utf-8")
+        Path(folder, "pyrefly.toml").write_text(PYREFLY)
+        try:
+            return subprocess.run(
+                command, cwd=folder, capture_output=True, text=True, timeout=TYPE_CHECK_SECONDS
+            )
+        except subprocess.TimeoutExpired:
+            return None

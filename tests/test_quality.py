@@ -38,12 +38,12 @@ def box():
 
 
 def test_the_mutants_of_a_line_are_the_ones_that_can_be_counted_by_hand():
-    assert set(mutants("def f(a, b):\n    return a + b", 99, 0)) == {
+    assert set(mutants("def f(a, b):\n    return a + b", 99)) == {
         "def f(a, b):\n    return a - b",
         "def f(a, b):\n    return None",
     }
-    assert set(mutants("x = not True", 99, 0)) == {"x = True", "x = not False"}
-    assert set(mutants("while a < 1 < b:\n    break", 99, 0)) == {
+    assert set(mutants("x = not True", 99)) == {"x = True", "x = not False"}
+    assert set(mutants("while a < 1 < b:\n    break", 99)) == {
         f"while {test}:\n    {body}"
         for test, body in [
             ("a <= 1 < b", "break"), ("a < 1 <= b", "break"), ("a < 2 < b", "break"), ("not a < 1 < b", "break"), ("a < 1 < b", "continue"),
@@ -51,16 +51,16 @@ def test_the_mutants_of_a_line_are_the_ones_that_can_be_counted_by_hand():
     }  # fmt: skip
 
 
-def test_mutants_are_different_parse_and_are_drawn_with_the_seed():
-    every = mutants(CODE, 99, 0)
+def test_mutants_are_different_parse_and_a_few_are_always_the_same():
+    every = mutants(CODE, 99)
     assert len(every) == len(set(every)) > 8
     for mutant in every:
         assert ast.parse(mutant) and mutant != ast.unparse(ast.parse(CODE))
         assert "value: int" in mutant and "Between the two." in mutant and "__main__" not in mutant
-    drawn = mutants(CODE, 3, 1)
-    assert drawn == mutants(CODE, 3, 1) != mutants(CODE, 3, 2) and set(drawn) < set(every)
-    assert mutants("import math", 9, 0) == []
-    assert mutants(DEEP, 9, 0) == mutants(ODD, 9, 0) == []
+    drawn = mutants(CODE, 3)
+    assert drawn == mutants(CODE, 3) and set(drawn) < set(every)
+    assert mutants("import math", 9) == []
+    assert mutants(DEEP, 9) == mutants(ODD, 9) == []
 
 
 def test_strong_tests_kill_more_than_weak_ones_and_tests_of_nothing_none(box):
@@ -71,17 +71,17 @@ def test_strong_tests_kill_more_than_weak_ones_and_tests_of_nothing_none(box):
         ("broken", CODE, "assert clamp(5) == 6"),
     ]
     scores = dict(mutation_score(box, examples, limit=99))
-    assert list(scores) == ["weak", "strong", "none", "broken"]
+    assert set(scores) == {"weak", "strong", "none", "broken"}
     assert scores["none"].killed == 0 < scores["weak"].killed < scores["strong"].killed
     equivalent = 2  # at the limits themselves, `<` and `<=` give the same
     assert scores["strong"].mutants - scores["strong"].killed == equivalent
     assert scores["broken"].mutants == 0
 
 
-def test_a_mutant_that_loops_is_killed_and_counted(box):
+def test_a_mutant_that_loops_is_killed(box):
     code = "def count(n):\n    while n > 0:\n        n -= 1\n    return n"
     [(_, score)] = mutation_score(box, [("loop", code, "assert count(3) == 0")])
-    assert score.killed > score.looping >= 2  # n += 1, and the step left out
+    assert score.killed == score.mutants == 7  # two loop: n += 1, and the step left out
 
 
 def test_asserts_are_counted_and_repeated_ones_once():

@@ -15,10 +15,11 @@ import time
 from pathlib import Path
 
 import pytest
+import transformers
 from conftest import ROOT
 
 import selfcodealign
-from extras import report, rivals, trace
+from extras import pilot, report, rivals, trace
 from parts.code import python_code, runnable_code
 from parts.contamination import Finding
 from parts.duplicates import NearDuplicates
@@ -556,6 +557,35 @@ def test_responses_are_executed_while_an_engine_elsewhere_goes_on(model, tmp_pat
     with pytest.raises(SandboxError), ExecutionBeside(run) as beside:
         for row in run.kept("responses"):
             beside.add(row)
+
+
+def test_the_pilot_takes_the_layout_of_more_passing_responses_not_of_more_well_formed_ones(
+    model, tmp_path, monkeypatch, capsys
+):
+    outcomes = {"tags": ["passed", "failed", "failed", "failed"], "headings": ["passed", "passed"]}
+
+    def plant_everything(run):
+        samples = [("", "", outcome) for outcome in outcomes[run.settings.layout]]
+        plant(run, {words(0): samples})
+        run.path("heldout").touch()
+
+    monkeypatch.setattr(selfcodealign, "run_everything", plant_everything)
+    assert pilot.pilot(tmp_path / "pilot", {"model": model}, {}, 1000) == 0
+    assert "tags 1, headings 2; take --layout headings" in capsys.readouterr().out
+
+
+def test_concepts_leave_a_model_of_short_context_room_for_their_prompt(model, tmp_path, monkeypatch):
+    tokenizer = transformers.AutoTokenizer.from_pretrained(model)
+    asked = []
+    monkeypatch.setattr(selfcodealign, "stream", lambda engine, requests: asked.extend(requests) or ())
+    run = open_run(tmp_path / "run", {"model": model, "shots": "4,4,1"}, {})
+    run.engine = argparse.Namespace(tokenizer=tokenizer, context=2048)
+    with replacing(run.path("seeds")) as write:
+        for n in range(5):
+            write({"id": f"s{n}", "code": f"def f(x):\n    return x + {n}"})
+    selfcodealign.name_concepts(run)
+    assert len(asked) == 5 and not list(read_rows(run.path("concepts")))
+    assert all(len(request.prompt) + request.max_tokens <= 2048 for request in asked)
 
 
 def test_settings_that_do_not_fit_together_are_refused_and_leave_no_run(model, tmp_path):
