@@ -6,8 +6,9 @@
     python eval.py --compare DIR_A DIR_B [DIR_B2 ...]                          paired: is B better than A?
     python eval.py --table DIR DIR ...                                         pass@1 of several models
 
-A result folder holds answers.jsonl (prompts, raw outputs), samples.jsonl (EvalPlus's format), verdicts.jsonl
-and result.json; with several benchmarks, a folder for each. Given again, a killed command goes on.
+Without --model, --samples is a file; with it, a number: the answers per task, for pass@k. A result folder
+holds answers.jsonl (prompts, raw outputs), samples.jsonl (EvalPlus's format), verdicts.jsonl and result.json;
+with several benchmarks, a folder for each. Given again, a killed command goes on.
 
     --prompt     asks a model for                                its answer is
     completion   the rest of the bare prompt, as EvalPlus does   prompt + output through EvalPlus's sanitizer
@@ -15,10 +16,10 @@ and result.json; with several benchmarks, a folder for each. Given again, a kill
     paper        a fenced block, through the chat template       the fenced block that defines the function
     auto         evalplus if the tokenizer has a chat template, as EvalPlus does, else completion
 
-Some base models carry a chat template they were never trained on: give them `--prompt completion`, or their
-score is too low and every gain over it too high. A self-made task is the instruction through the chat
-template, or after one example in the paper's response prompt (completion); its code and tests must pass in
-the sandbox.
+A base model may carry a chat template it was never trained on: give it `--prompt completion`, or its score is
+too low and every gain over it too high. A self-made task (`self`) is the instruction through the chat
+template, or after one example in the paper's response prompt (layout `tags`, whatever the run's); its code
+and tests must pass in the sandbox, at the default limits.
 
 Differs from EvalPlus's command: fenced blocks are taken whole, where its sanitizer loses decorated functions
 and guarded imports; at least 4 s per test input, not 1 s; load changes no verdict (parts/scoring.py). Its
@@ -28,11 +29,9 @@ guard is no sandbox: score only models whose output you would run.
 import argparse
 import ast
 import contextlib
-import hashlib
 import importlib.metadata
 import itertools
 import json
-import math
 import multiprocessing
 import os
 import re
@@ -40,21 +39,31 @@ import signal
 import sys
 import textwrap
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
-from scipy.stats import binomtest
 
 from parts.code import program, python_code, runnable_code
 from parts.containment import PR_SET_PDEATHSIG, prctl
 from parts.contamination import load_benchmark
 from parts.engine import Request, check_model, start_engine, stream
 from parts.examples import load_examples
-from parts.rows import Appender, BadInput, draw, lock_folder, progress, read_rows, row_id, write_atomically
+from parts.rows import (
+    Appender,
+    BadInput,
+    draw,
+    fingerprint,
+    lock_folder,
+    progress,
+    read_object,
+    read_objects,
+    read_rows,
+    row_id,
+    write_atomically,
+)
 from parts.scoring import ALWAYS_FAILS, LOAD_FACTOR, MIN_TIME_LIMIT, check_all
+from parts.statistics import paired, pooled, summary
 from sandbox import Sandbox, SandboxError
 from selfcodealign import LAYOUTS, PROMPTS, ask_for_response
 
@@ -73,23 +82,32 @@ VERSIONS = {
     "fe585eb4df8c88d844eeb463ea4d0302": "HumanEval+ v0.1.10",
     "ee43ecabebf20deef4bb776a405ac5b1": "MBPP+ v0.2.0",
 }
-SUITES = ("humaneval", "humaneval+", "mbpp", "mbpp+", "self")  # with + the tests that EvalPlus added
+# A benchmark's own tests are `base` in its result.json; `plus` are these and those that EvalPlus added.
+SUITES = {
+    ("humaneval", "base"): "humaneval",
+    ("humaneval", "plus"): "humaneval+",
+    ("mbpp", "base"): "mbpp",
+    ("mbpp", "plus"): "mbpp+",
+    ("self", "base"): "self",
+}
 SCORED_WITH = ("dataset_md5", "evalplus", "min_time_limit", "load_factor")  # equal in comparable results
-Z = 1.959964  # of a 95 % interval
 
 
-# ------------------------------------------------------------------------------------------------------ files
+# --------------------------------------------------------------------------------------------- tasks, samples
 
 
 @dataclass
 class Job:
-    """One result folder. `samples` are (task id, solution): those of a file, or made from the answers."""
+    """One result folder: a model, or a samples file, on one benchmark."""
 
-    benchmark: str
-    tasks: dict[str, dict]
-    settings: dict  # all that the result depends on
     folder: Path
-    samples: list[tuple[str, str]] | None
+    settings: dict  # all that the result depends on
+    tasks: dict[str, dict]
+    samples: list[tuple[str, str]] | None = None  # (task id, solution); a model's are made from its answers
+
+    @property
+    def benchmark(self) -> str:
+        return self.settings["benchmark"]
 
     def missing_answers(self) -> list[tuple[str, str, int]]:
         """(answer id, task id, sample index) of the answers that are not on disk."""
@@ -97,20 +115,6 @@ class Job:
         wanted = itertools.product(self.tasks, range(self.settings["samples"]))
         answers = [(row_id("answer", task_id, index), task_id, index) for task_id, index in wanted]
         return [answer for answer in answers if answer[0] not in on_disk]
-
-
-def read_objects(path: Path, *keys: str) -> Iterator[tuple[str, dict]]:
-    """Yield (file:line, row) of a JSON Lines file whose rows have texts under `keys`. Raises BadInput."""
-    if not path.is_file():
-        raise BadInput(f"no such file: {path}")
-    for number, line in enumerate(path.read_bytes().splitlines(), 1):
-        if line.strip():
-            try:
-                row = json.loads(line)
-                assert all(isinstance(row[key], str) for key in keys)
-            except (ValueError, KeyError, TypeError, AssertionError):
-                raise BadInput(f"{path}:{number}: not a JSON object with texts {', '.join(keys)}") from None
-            yield f"{path}:{number}", row
 
 
 def load_tasks(benchmark: str, data: Path | None) -> tuple[dict[str, dict], str]:
@@ -148,49 +152,22 @@ def read_samples(path: Path, tasks: dict[str, dict]) -> list[tuple[str, str]]:
     return [(task_id, solution) for task_id, found in samples.items() for solution in found]
 
 
-def write(path: Path, text: str):
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, text)
-    except OSError as error:
-        raise BadInput(f"cannot write {path}: {error.strerror}") from None
-
-
-def fingerprint(path: Path) -> str | None:
-    """A hash of a file, or of a checkpoint folder: name, size and 64 blocks of 64 KiB of each file; None for
-    a hub id. Limit: a change that keeps the size of a file over 4 MiB, and stays between its evenly spread
-    blocks, is not seen. Training changes weights everywhere."""
-    if path.is_file():
-        return hashlib.md5(path.read_bytes()).hexdigest()
-    if not path.is_dir():
-        return None
-    found = hashlib.md5()
-    for file in sorted(file for file in path.iterdir() if file.is_file()):
-        size = file.stat().st_size
-        found.update(f"{file.name} {size} ".encode())
-        with file.open("rb") as content:
-            for number in range(64):
-                content.seek(max(0, size - 2**16) * number // 63)
-                found.update(content.read(2**16))
-    return found.hexdigest()
-
-
-def make_job(given, model: str | None, prompt: str, benchmark: str, loaded: tuple, folder: Path) -> Job:
+def make_job(given, model: str | None, prompt: str, benchmark: str, tasks: dict, md5: str, folder: Path):
     """The job of one model, or of the samples file, on one benchmark. Raises BadInput, with nothing done."""
-    (tasks, md5), source = loaded, Path(model or given.samples)
-    samples = None if model else read_samples(source, tasks)
     settings = {"benchmark": benchmark, "dataset_md5": md5, "limit": given.limit, "model": model}
-    settings |= {"samples_file": None if model else str(source), "fingerprint": fingerprint(source)}
+    chosen, samples = dict(itertools.islice(tasks.items(), given.limit)), None
     if model:
-        settings |= {"prompt": prompt, "samples": int(given.samples or 1)}
-        settings |= {key: getattr(given, key) for key in ("temperature", "seed", "max_tokens")}
+        settings |= {"samples_file": None, "fingerprint": fingerprint(Path(model)), "prompt": prompt}
+        settings |= {"samples": int(given.samples or 1), "temperature": given.temperature}
+        settings |= {"seed": given.seed, "max_tokens": given.max_tokens}
+    else:
+        settings |= {"samples_file": given.samples, "fingerprint": fingerprint(Path(given.samples))}
+        samples = [sample for sample in read_samples(Path(given.samples), tasks) if sample[0] in chosen]
     if benchmark != "self":
         settings |= {"min_time_limit": MIN_TIME_LIMIT, "load_factor": LOAD_FACTOR}
         settings["evalplus"] = importlib.metadata.version("evalplus")
     check_folder(folder, settings)
-    tasks = dict(itertools.islice(tasks.items(), given.limit))
-    samples = samples and [sample for sample in samples if sample[0] in tasks]
-    return Job(benchmark, tasks, settings, folder, samples)
+    return Job(folder, settings, chosen, samples)
 
 
 def check_folder(folder: Path, settings: dict):
@@ -198,12 +175,16 @@ def check_folder(folder: Path, settings: dict):
     file = folder / "settings.json"
     if not any(other.stat().st_size for other in folder.glob("*") if other != file):
         return  # nothing was done yet
-    try:
-        recorded = json.loads(file.read_text())
-    except (OSError, ValueError):
-        raise BadInput(f"{folder} exists and is not a result folder: take another --out") from None
+    recorded = read_object(file)
+    if not recorded:
+        raise BadInput(f"{folder} exists and is not a result folder: take another --out")
     if changed := [key for key in settings | recorded if recorded.get(key) != settings.get(key)]:
         raise BadInput(f"{folder} holds the result of another {', '.join(changed)}: take another --out")
+
+
+def write_json(path: Path, contents: dict):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, json.dumps(contents, indent=2))
 
 
 # ---------------------------------------------------------------------------------------------------- answers
@@ -214,7 +195,9 @@ def choose_prompt(wanted: str, benchmark: str, tokenizer, model: str) -> str:
         raise BadInput(f"{model} has no chat template: use --prompt completion")
     if wanted == "completion" or not tokenizer.chat_template:
         return "completion"
-    return "paper" if benchmark == "self" else "evalplus" if wanted == "auto" else wanted
+    if benchmark == "self":
+        return "paper"
+    return "evalplus" if wanted == "auto" else wanted
 
 
 def write_prompt(benchmark: str, task: str, prompt: str, tokenizer) -> tuple[str, list[str]]:
@@ -234,25 +217,23 @@ def write_prompt(benchmark: str, task: str, prompt: str, tokenizer) -> tuple[str
 
 
 def generate(model: str, jobs: list[Job]):
-    """Add the missing answers of all jobs to their files, each as soon as it is finished, with one engine."""
+    """Add the missing answers of a model's jobs to their files, each as soon as it is finished."""
     prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # this process holds the engine: it ends with its parent
     engine = start_engine(model, context=CONTEXT)
-    with contextlib.ExitStack() as files:
-        requests = []
-        for job in jobs:
-            file = files.enter_context(Appender(job.folder / "answers.jsonl"))
-            requests += make_requests(job, model, engine, file)
+    all_requests = [list(make_requests(job, model, engine)) for job in jobs]  # refused before any is answered
+    for job, requests in zip(jobs, all_requests):
         tokens, started = 0, time.monotonic()
-        bar = progress(stream(engine, requests), total=len(requests), desc="generate", unit="answer")
-        for request, completion in bar:
-            answer = {"raw": completion.text, "finished": completion.finished, "tokens": completion.tokens}
-            request.row["file"].append(request.row["row"] | answer)
-            tokens += completion.tokens
-            bar.set_postfix_str(f"{tokens / (time.monotonic() - started):.0f} tokens/s", refresh=False)
+        bar = progress(stream(engine, requests), total=len(requests), desc=job.benchmark, unit="answer")
+        with Appender(job.folder / "answers.jsonl") as file:
+            for request, completion in bar:
+                answer = {"raw": completion.text, "finished": completion.finished}
+                file.append(request.row | answer | {"tokens": completion.tokens})
+                tokens += completion.tokens
+                bar.set_postfix_str(f"{tokens / (time.monotonic() - started):.0f} tokens/s", refresh=False)
 
 
-def make_requests(job: Job, model: str, engine, file: Appender) -> Iterator[Request]:
-    """The requests for the missing answers of a job, which go to `file`."""
+def make_requests(job: Job, model: str, engine) -> Iterator[Request]:
+    """The requests for the missing answers of a job."""
     settings, tokenizer = job.settings, engine.tokenizer
     prompt = choose_prompt(settings["prompt"], job.benchmark, tokenizer, model)
     for answer_id, task_id, index in job.missing_answers():
@@ -263,9 +244,8 @@ def make_requests(job: Job, model: str, engine, file: Appender) -> Iterator[Requ
             raise BadInput(f"the prompt of {task_id} does not fit the context of {model}")
         room = min(settings["max_tokens"], engine.context - len(ids))
         seed = draw(settings["seed"], "eval", task_id, index) if settings["temperature"] else None
-        row = {"id": answer_id, "task_id": task_id, "sample": index, "prompt": prompt, "asked": text}
-        request_id, kept = f"{job.folder} {answer_id}", {"file": file, "row": row}
-        yield Request(request_id, ids, room, settings["temperature"], seed, stop, kept)
+        row = {"id": answer_id, "task_id": task_id, "sample": index, "prompt": prompt, "prompt_text": text}
+        yield Request(answer_id, ids, room, settings["temperature"], seed, stop, row)
 
 
 def fenced_block(text: str, entry_point: str) -> str:
@@ -276,23 +256,28 @@ def fenced_block(text: str, entry_point: str) -> str:
     return next(filter(defines.search, blocks), (blocks or [text])[0])
 
 
-def read_solutions(job: Job) -> Iterator[tuple[str, str]]:
-    """(task id, solution) of each answer on disk, by task and sample. The solution of a self-made task is the
-    whole answer: its code is taken out where it runs."""
+def solution_of(answer: dict, task: dict, benchmark: str) -> str:
+    """The code in an answer; of a self-made task the whole answer, whose code is taken out where it runs."""
     from evalplus.sanitize import sanitize
 
+    if benchmark == "self":
+        return answer["raw"]
+    if answer["prompt"] == "completion":
+        code = task["prompt"].strip() + "\n" + answer["raw"].replace("\t", "    ")
+        return sanitize(code, entrypoint=task["entry_point"])
+    text = answer["raw"]
+    if answer["prompt"] == "evalplus" and not text.lstrip().startswith("```"):
+        text = "```python\n" + text  # the prompt opened the fence
+    return fenced_block(text, task["entry_point"])
+
+
+def samples_of(job: Job) -> list[tuple[str, str]]:
+    """(task id, solution) of each answer on disk, by task and sample."""
     place = {task_id: number for number, task_id in enumerate(job.tasks)}
     answers = list(read_rows(job.folder / "answers.jsonl"))
-    for answer in sorted(answers, key=lambda answer: (place[answer["task_id"]], answer["sample"])):
-        task, solution = job.tasks[answer["task_id"]], answer["raw"]
-        if job.benchmark != "self" and answer["prompt"] == "completion":
-            code = task["prompt"].strip() + "\n" + solution.replace("\t", "    ")
-            solution = sanitize(code, entrypoint=task["entry_point"])
-        elif job.benchmark != "self":
-            if answer["prompt"] == "evalplus" and not solution.lstrip().startswith("```"):
-                solution = "```python\n" + solution  # the prompt opened the fence
-            solution = fenced_block(solution, task["entry_point"])
-        yield answer["task_id"], solution
+    answers.sort(key=lambda answer: (place[answer["task_id"]], answer["sample"]))
+    ids = [answer["task_id"] for answer in answers]
+    return [(key, solution_of(answer, job.tasks[key], job.benchmark)) for key, answer in zip(ids, answers)]
 
 
 # --------------------------------------------------------------------------------------------------- verdicts
@@ -303,7 +288,7 @@ def evaluate(jobs: list[Job], workers: int):
     with contextlib.ExitStack() as locks:
         for job in jobs:
             locks.enter_context(lock_folder(job.folder))
-            write(job.folder / "settings.json", json.dumps(job.settings, indent=2))
+            write_json(job.folder / "settings.json", job.settings)
         waiting = [job for job in jobs if not (job.folder / "result.json").exists()]
         for model in dict.fromkeys(job.settings["model"] for job in waiting):
             asked = [job for job in waiting if job.settings["model"] == model]
@@ -318,56 +303,63 @@ def evaluate(jobs: list[Job], workers: int):
 def score(jobs: list[Job], workers: int):
     """Write samples.jsonl, verdicts.jsonl and result.json of jobs on one benchmark. Verdicts on disk stand;
     equal solutions of a task are checked once, whichever model they are from."""
-    missing = {}  # task id -> solution -> the verdict files that lack it
+    missing = {}  # (task id, solution): the verdict files that lack it
     with contextlib.ExitStack() as files:
         for job in jobs:
-            job.samples = job.samples or list(read_solutions(job))
-            rows = ({"task_id": task_id, "solution": solution} for task_id, solution in job.samples)
-            write(job.folder / "samples.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+            job.samples = job.samples or samples_of(job)
+            rows = [{"task_id": task_id, "solution": solution} for task_id, solution in job.samples]
+            write_atomically(job.folder / "samples.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
             file = files.enter_context(Appender(job.folder / "verdicts.jsonl"))
-            for task_id, solution in dict.fromkeys(job.samples):
-                if row_id("verdict", task_id, solution) not in file.ids:
-                    missing.setdefault(task_id, {}).setdefault(solution, []).append(file)
-        if missing:
-            check = check_self_made if jobs[0].benchmark == "self" else check_all
-            solutions = {task_id: list(found) for task_id, found in missing.items()}
-            verdicts = check(jobs[0].benchmark, jobs[0].tasks, solutions, workers)
-            total, name = sum(map(len, missing.values())), f"score {jobs[0].benchmark}"
-            for task_id, solution, verdict in progress(verdicts, total=total, desc=name, unit="answer"):
-                for file in missing[task_id][solution]:
-                    file.append({"id": row_id("verdict", task_id, solution), "task_id": task_id, **verdict})
+            for sample in dict.fromkeys(job.samples):
+                if row_id("verdict", *sample) not in file.ids:
+                    missing.setdefault(sample, []).append(file)
+        verdicts = check_samples(jobs[0].benchmark, jobs[0].tasks, list(missing), workers)
+        bar = progress(verdicts, total=len(missing), desc=f"score {jobs[0].benchmark}", unit="answer")
+        for sample, verdict in bar:
+            for file in missing[sample]:
+                file.append({"id": row_id("verdict", *sample), "task_id": sample[0], **verdict})
     for job in jobs:
         write_result(job)
 
 
-def check_self_made(_, tasks: dict, solutions: dict[str, list[str]], workers: int) -> Iterator[tuple]:
+def check_samples(
+    benchmark: str, tasks: dict, samples: list[tuple[str, str]], workers: int
+) -> Iterator[tuple]:
+    """Yield (sample, verdict) as they are known. What the load of the machine may have made fail is checked
+    again, alone."""
+    check = check_self_made if benchmark == "self" else check_all
+    again = []
+    if samples:
+        for sample, verdict, maybe_load in check(benchmark, tasks, samples, workers):
+            if maybe_load:
+                again.append(sample)
+            else:
+                yield sample, verdict
+    if again:
+        for sample, verdict, _ in check(benchmark, tasks, again, 1):
+            if verdict["base"] == "error":
+                raise SandboxError(f"the sandbox gave no verdict: {verdict['detail']}")
+            yield sample, verdict | {"retried": True}
+
+
+def check_self_made(_, tasks: dict, samples: list[tuple[str, str]], workers: int) -> Iterator[tuple]:
     """`check_all` for self-made tasks: the code of a response, then the task's tests, in our own sandbox."""
-    programs, retry = {}, []
-    for task_id, responses in solutions.items():
-        for response in responses:
-            try:
-                ast.parse(python_code(response))
-                code = runnable_code(response)
-            except (SyntaxError, ValueError, RecursionError, MemoryError):
-                code = None
-            if code:
-                programs[task_id, response] = program(code, python_code(tasks[task_id]["tests"]))
-            else:
-                yield task_id, response, {"base": "no program"}
+    programs = {}
+    for sample in samples:
+        task_id, response = sample
+        try:
+            ast.parse(python_code(response))
+            code = runnable_code(response)
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            code = ""
+        if code:
+            programs[sample] = program(code, python_code(tasks[task_id]["tests"]))
+        else:
+            yield sample, {"base": "no program"}, False
     with Sandbox(workers=workers) as sandbox:
-        for key, result in sandbox.map(programs.items()):
-            if result.outcome in ("timeout", "error"):
-                retry.append(key)
-            else:
-                yield *key, sandbox_verdict(result)
-        for key in retry:  # alone: load may have been the reason
-            yield *key, sandbox_verdict(sandbox.run(programs[key])) | {"retried": True}
-
-
-def sandbox_verdict(result) -> dict:
-    if result.outcome == "error":
-        raise SandboxError(f"the sandbox gave no verdict: {result.detail}")
-    return {"base": "pass" if result.outcome == "passed" else result.outcome, "detail": result.detail}
+        for sample, result in sandbox.map(programs.items()):
+            outcome = "pass" if result.outcome == "passed" else result.outcome
+            yield sample, {"base": outcome, "detail": result.detail}, outcome in ("timeout", "error")
 
 
 def write_result(job: Job):
@@ -375,66 +367,20 @@ def write_result(job: Job):
     found = {task_id: [] for task_id in job.tasks}
     for task_id, solution in job.samples:
         found[task_id].append(verdicts[row_id("verdict", task_id, solution)])
-    suites = ["base"] if job.benchmark == "self" else ["base", "plus"]
+    kinds = ["base"] if job.benchmark == "self" else ["base", "plus"]
     passing, samples = {}, len(job.samples) // len(found)
     for task_id, rows in found.items():
-        passing[task_id] = {suite: sum(row[suite] == "pass" for row in rows) for suite in suites}
-    retried = [task_id for task_id, rows in found.items() if any("retried" in row for row in rows)]
+        passing[task_id] = {kind: sum(row[kind] == "pass" for row in rows) for kind in kinds}
     result = job.settings | {
         "prompt_used": next((row["prompt"] for row in read_rows(job.folder / "answers.jsonl")), None),
         "dataset_version": VERSIONS.get(job.settings["dataset_md5"]),
-        "checked_again": retried,
-        **{suite: summary([counts[suite] for counts in passing.values()], samples) for suite in suites},
-        "tasks": {task: {suite: n > 0 for suite, n in counts.items()} for task, counts in passing.items()},
+        "checked_again": [key for key, rows in found.items() if any("retried" in row for row in rows)],
+        **{kind: summary([counts[kind] for counts in passing.values()], samples) for kind in kinds},
+        "tasks": {key: {kind: n > 0 for kind, n in counts.items()} for key, counts in passing.items()},
     }
     if samples > 1:
         result["passing_samples"] = passing
-    write(job.folder / "result.json", json.dumps(result, indent=2))
-
-
-# ------------------------------------------------------------------------------------------------- statistics
-
-
-def summary(passing: Sequence[int], samples: int = 1) -> dict:
-    """From how many of its `samples` pass, task by task: k of n in all, pass@1 and larger pass@k.
-
-    The 95 % interval is Wilson's for one sample per task, else the normal interval of the tasks' means, since
-    tasks are what is drawn."""
-    k, n = sum(passing), samples * len(passing)
-    if samples == 1 or len(passing) == 1:
-        interval = list(binomtest(k, n).proportion_ci(method="wilson"))
-    else:
-        half = Z * np.std(passing, ddof=1) / samples / math.sqrt(len(passing))
-        interval = [max(0.0, k / n - half), min(1.0, k / n + half)]
-    found = {"k": k, "n": n, "pass@1": k / n, "interval": interval}
-    for size in (5, 10, 100):
-        if size <= samples:
-            from evalplus.eval import estimate_pass_at_k
-
-            found[f"pass@{size}"] = estimate_pass_at_k(samples, passing, size).mean()
-    return found
-
-
-def paired(pairs: list[tuple[bool, bool]]) -> dict:
-    """The difference of two paired proportions, with Agresti and Min's adjusted Wald interval (2005) and the
-    exact two-sided McNemar p."""
-    fixed, broken = sum(b > a for a, b in pairs), sum(a > b for a, b in pairs)
-    n, gained, lost = len(pairs) + 2, fixed + 0.5, broken + 0.5
-    centre = (gained - lost) / n
-    half = Z * math.sqrt(gained + lost - (gained - lost) ** 2 / n) / n
-    p = binomtest(fixed, fixed + broken).pvalue if fixed + broken else 1.0
-    difference = {"difference": (fixed - broken) / len(pairs), "low": centre - half, "high": centre + half}
-    return difference | {"fixed": fixed, "broken": broken, "p": p}
-
-
-def pooled(runs: list[list[tuple[bool, bool]]]) -> dict:
-    """The mean difference over runs of the same tasks, in the same order, with a 95 % interval by bootstrap:
-    tasks and runs are both drawn anew, so runs of the same tasks do not count as more tasks."""
-    changed = np.array([[float(b) - float(a) for a, b in pairs] for pairs in runs])  # (runs, tasks)
-    random = np.random.default_rng(0)
-    runs, tasks = (random.multinomial(n, np.full(n, 1 / n), size=10_000) / n for n in changed.shape)
-    low, high = np.quantile(((runs @ changed) * tasks).sum(axis=1), [0.025, 0.975])
-    return {"difference": changed.mean(), "low": low, "high": high}
+    write_json(job.folder / "result.json", result)
 
 
 # ------------------------------------------------------------------------------------------------- comparison
@@ -448,11 +394,11 @@ def read_scored(folder: Path) -> dict:
         try:
             result = json.loads(file.read_text())
             benchmark, tasks = result["benchmark"], result["tasks"]
-            for key in next(iter(tasks.values())):
-                suite = SUITES[SUITES.index(benchmark + {"base": "", "plus": "+"}[key])]
-                passes[suite] = {task_id: bool(verdict[key]) for task_id, verdict in tasks.items()}
+            for kind in next(iter(tasks.values())):
+                suite = SUITES[benchmark, kind]
+                passes[suite] = {task_id: bool(verdict[kind]) for task_id, verdict in tasks.items()}
                 several = "passing_samples" in result
-                scores[suite] = result[key] if several else summary(list(passes[suite].values()))
+                scores[suite] = result[kind] if several else summary(list(passes[suite].values()))
         except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
             raise BadInput(f"no result in {file}: {error!r}") from None
         if benchmark in results:
@@ -470,16 +416,16 @@ def read_scored(folder: Path) -> dict:
 
 
 def read_answers(folder: Path) -> dict[str, dict]:
-    """{task id: its solution, why it failed, what was asked} of a result folder with one sample per task."""
+    """{task id: its solution, why it failed, the prompt} of a result folder with one sample per task."""
     samples = [row for _, row in read_objects(folder / "samples.jsonl", "task_id", "solution")]
     answers = {row["task_id"]: {"solution": row["solution"], "failure": ""} for row in samples}
     for row in read_rows(folder / "answers.jsonl"):  # none where a samples file was scored
-        answers[row["task_id"]]["asked"] = row["asked"]
+        answers[row["task_id"]]["prompt_text"] = row.get("prompt_text", "")
     for row in read_rows(folder / "verdicts.jsonl"):
-        suite = "plus" if row.get("plus") else "base"
-        if row[suite] != "pass":
+        kind = "plus" if row.get("plus") else "base"
+        if row[kind] != "pass":
             where = f", input {row['failed_input']}" if row.get("failed_input") else ""
-            failure = f"{suite} tests: {row[suite]}{where} {row.get('detail', '')}"
+            failure = f"{kind} tests: {row[kind]}{where} {row.get('detail', '')}"
             answers[row["task_id"]]["failure"] = failure.rstrip()
     return answers
 
@@ -504,10 +450,9 @@ def differing_settings(a: dict, b: dict) -> list[str]:
     return lines
 
 
-def task_pairs(a: dict, b: dict, suite: str, without: set[str]) -> list[tuple[bool, bool]]:
+def task_pairs(a: dict, b: dict, suite: str) -> list[tuple[bool, bool]]:
     """(passes in A, passes in B) of each task."""
-    passes = a["passes"][suite].items()
-    return [(passed, b["passes"][suite][task_id]) for task_id, passed in passes if task_id not in without]
+    return [(passed, b["passes"][suite][task_id]) for task_id, passed in a["passes"][suite].items()]
 
 
 def changes(a: dict, b: dict, with_answers: bool) -> list[dict]:
@@ -525,45 +470,33 @@ def changes(a: dict, b: dict, with_answers: bool) -> list[dict]:
     return found
 
 
-def compare(folder_a: Path, folders_b: list[Path], funnel: Path | None, out: Path | None):
+def compare_pair(a: dict, b: dict, with_answers: bool) -> dict:
+    run = {name: {key: side[key] for key in ("folder", "what")} for name, side in (("a", a), ("b", b))}
+    run |= {"differing_settings": differing_settings(a, b), "suites": []}
+    for suite in a["passes"]:
+        pairs = task_pairs(a, b, suite)
+        in_a, in_b = zip(*pairs)
+        run["suites"].append({"suite": suite, "a": summary(in_a), "b": summary(in_b), **paired(pairs)})
+    return run | {"changes": changes(a, b, with_answers)}
+
+
+def compare(folder_a: Path, folders_b: list[Path], out: Path | None):
     """Print the paired comparison of A with each B, and with all of them pooled; write it to compare.json of
-    `out`. With a run's funnel.json, also without the tasks that it calls contaminated. Raises BadInput."""
+    `out`. Raises BadInput."""
     a, bs, runs = read_scored(folder_a), [read_scored(folder) for folder in folders_b], []
-    excluded = {"suites": set()}
-    if funnel:
-        try:
-            found = json.loads(funnel.read_text())
-            excluded["without_flagged"] = set(
-                found["contaminated_tasks"] if isinstance(found, dict) else found
-            )
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise BadInput(f"{funnel} is no funnel.json of a run, nor a list of tasks: {error!r}") from None
     for b in bs:
-        run = {name: {key: side[key] for key in ("folder", "what")} for name, side in (("a", a), ("b", b))}
-        run["differing_settings"] = differing_settings(a, b)
-        if funnel:
-            run["flagged"] = sorted(excluded["without_flagged"])
-        for part, tasks in excluded.items():
-            run[part] = []
-            for suite in a["passes"]:
-                if pairs := task_pairs(a, b, suite, tasks):
-                    in_a, in_b = zip(*pairs)
-                    scores = {"a": summary(in_a), "b": summary(in_b)}
-                    run[part].append({"suite": suite, **scores, **paired(pairs)})
-        run["changes"] = changes(a, b, with_answers=bool(out))
-        print_run(run)
-        runs.append(run)
-    contents = runs[0] if len(runs) == 1 else {"runs": runs, "pooled": {}}
-    for part, tasks in excluded.items() if len(runs) > 1 else ():
-        print(f"B - A over {len(runs)} runs" + ", without the flagged tasks" * (part != "suites"))
-        contents["pooled"][part] = []
-        for suite in [row["suite"] for row in runs[0][part]]:
-            row = {"suite": suite, **pooled([task_pairs(a, b, suite, tasks) for b in bs])}
-            contents["pooled"][part].append(row)
+        runs.append(compare_pair(a, b, with_answers=bool(out)))
+        print_run(runs[-1])
+    contents = runs[0]
+    if len(runs) > 1:
+        rows = [{"suite": suite, **pooled([task_pairs(a, b, suite) for b in bs])} for suite in a["passes"]]
+        contents = {"runs": runs, "pooled": {"suites": rows}}
+        print(f"B - A over {len(runs)} runs")
+        for row in rows:
             interval = f"95 % interval {row['low']:+.2%} to {row['high']:+.2%}"
-            print(f"{suite:<11} {row['difference']:+.2%} ({interval})")
+            print(f"{row['suite']:<11} {row['difference']:+.2%} ({interval})")
     if out:
-        write(out / "compare.json", json.dumps(contents, indent=2))
+        write_json(out / "compare.json", contents)
         print(f"comparison: {out / 'compare.json'}")
 
 
@@ -572,14 +505,11 @@ def print_run(run: dict):
         print(f"{side.upper()} = {run[side]['folder']} ({run[side]['what']})")
     for line in run["differing_settings"]:
         print(f"differs: {line}")
-    for part in ("suites", "without_flagged"):
-        if part in run and part != "suites":
-            print(f"without the tasks among {len(run['flagged'])} flagged as contaminated:")
-        for row in run.get(part, []):
-            a, b = (f"{row[side]['k']}/{row[side]['n']} = {row[side]['pass@1']:.1%}" for side in ("a", "b"))
-            difference = f"{row['difference']:+.1%} (95 % interval {row['low']:+.1%} to {row['high']:+.1%})"
-            counts = f"fixed {row['fixed']}, broken {row['broken']}, exact McNemar p = {row['p']:.3g}"
-            print(f"{row['suite']:<11} A {a}   B {b}   B - A {difference}   {counts}")
+    for row in run["suites"]:
+        a, b = (f"{row[side]['k']}/{row[side]['n']} = {row[side]['pass@1']:.1%}" for side in ("a", "b"))
+        difference = f"{row['difference']:+.1%} (95 % interval {row['low']:+.1%} to {row['high']:+.1%})"
+        counts = f"fixed {row['fixed']}, broken {row['broken']}, exact McNemar p = {row['p']:.3g}"
+        print(f"{row['suite']:<11} A {a}   B {b}   B - A {difference}   {counts}")
     for kind in ("fixed", "broken"):
         ids = [change["task_id"] for change in run["changes"] if change["change"] == kind]
         if ids:
@@ -590,7 +520,7 @@ def table(folders: list[Path], out: Path | None):
     """Print a Markdown table: by folder and suite, pass@1 in percent (k/n), its 95 % interval, larger pass@k.
     Write it to table.json of `out`. Raises BadInput."""
     rows = [read_scored(folder) for folder in folders]
-    suites = [suite for suite in SUITES if any(suite in row["scores"] for row in rows)]
+    suites = [suite for suite in SUITES.values() if any(suite in row["scores"] for row in rows)]
     lines = [["folder", "model", *suites], ["---", "---", *("---:" for _ in suites)]]
     for row in rows:
         scores = [row["scores"].get(suite) for suite in suites]
@@ -604,12 +534,7 @@ def table(folders: list[Path], out: Path | None):
             print(f"EvalPlus 0.3.1 fails {task_id} for every answer: {n - 1} of {n} is the best there is")
     if out:
         rows = [{key: row[key] for key in ("folder", "what", "scores")} for row in rows]
-        highest = {}  # the ends of the scales in the page
-        for row, suite in itertools.product(rows, suites):
-            if suite in row["scores"]:
-                highest[suite] = max(row["scores"][suite]["interval"][1], highest.get(suite, 0))
-        contents = {"suites": suites, "rows": rows, "highest": highest}
-        write(out / "table.json", json.dumps(contents, indent=2))
+        write_json(out / "table.json", {"suites": suites, "rows": rows})
         print(f"table: {out / 'table.json'}")
 
 
@@ -641,11 +566,6 @@ def parse_arguments() -> argparse.Namespace:
     add("--workers", type=int, default=len(os.sched_getaffinity(0)), help="answers checked at a time")
     add("--compare", nargs="+", type=Path, metavar="DIR", help="the folder of A, then of one or more B")
     add("--table", nargs="+", type=Path, metavar="DIR", help="the folders of several models")
-    add(
-        "--flagged",
-        type=Path,
-        help="with --compare, a run's funnel.json: also without its tasks",
-    )
     return parser.parse_args()
 
 
@@ -654,7 +574,7 @@ def check_arguments(given: argparse.Namespace):
     models, wanted = bool(given.model), max(1, len(given.model))
     usage = "give --benchmark, --out, and --model or --samples; or --compare DIR_A DIR_B; or --table DIR DIR"
     counted = re.fullmatch("[1-9][0-9]*", given.samples or "1")
-    greedy = models and not given.temperature and given.samples not in (None, "1")
+    same = models and not given.temperature and given.samples not in (None, "1")
     numbers = given.max_tokens, given.workers, 1 if given.limit is None else given.limit
     for wrong, problem in (
         (not (given.benchmark and given.out and (models or given.samples)), usage),
@@ -662,10 +582,7 @@ def check_arguments(given: argparse.Namespace):
         (len(given.prompt) not in (1, wanted), f"one --prompt wanted, or {wanted}, one for each model"),
         (not models and len(given.benchmark) > 1, "a samples file is of one --benchmark"),
         (models and not counted, "with --model, --samples is a number of answers per task"),
-        (
-            given.temperature < 0 or greedy,
-            "several samples need a --temperature above 0, or they are the same",
-        ),
+        (given.temperature < 0 or same, "several samples need a --temperature above 0, or they are the same"),
         (min(numbers) < 1, "--max-tokens, --workers and --limit are at least 1"),
     ):
         if wrong:
@@ -681,7 +598,7 @@ def run(given: argparse.Namespace):
         out = given.out[0] if given.out else None
         if given.table:
             return table(given.table, out)
-        return compare(given.compare[0], given.compare[1:], given.flagged, out)
+        return compare(given.compare[0], given.compare[1:], out)
     check_arguments(given)
     for model in given.model:
         check_model(model)
@@ -691,9 +608,9 @@ def run(given: argparse.Namespace):
     prompts = given.prompt if len(given.prompt) > 1 else given.prompt * len(given.out)
     jobs = []
     for model, prompt, out in zip(given.model or [None], prompts, given.out):
-        for benchmark, tasks in loaded.items():
+        for benchmark, (tasks, md5) in loaded.items():
             folder = out / benchmark if len(loaded) > 1 else out
-            jobs.append(make_job(given, model, prompt, benchmark, tasks, folder))
+            jobs.append(make_job(given, model, prompt, benchmark, tasks, md5, folder))
     evaluate(jobs, given.workers)
     table(given.out, None)
 

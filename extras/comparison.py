@@ -29,11 +29,21 @@ def write_pages(folder: Path):
         try:
             contents = json.loads(file.read_text())
             contents.setdefault("runs", [contents])  # compare.json of one pair is that pair
-            text = templates.get_template(page.name).render(contents)
+            ends = scale_ends(contents) if file.name == "table.json" else {}
+            text = templates.get_template(page.name).render(contents, highest=ends)
         except (ValueError, TypeError, KeyError, AttributeError, jinja2.TemplateError) as error:
             raise BadInput(f"{file} is not what eval.py writes: {error}") from None
         write_atomically(page, whole(text))
         print(f"page: {page}")
+
+
+def scale_ends(table: dict) -> dict[str, float]:
+    """The largest score that an interval reaches, by suite."""
+    scores = [row["scores"] for row in table["rows"]]
+    return {
+        suite: max(found[suite]["interval"][1] for found in scores if suite in found)
+        for suite in table["suites"]
+    }
 
 
 def main(words: list[str]):

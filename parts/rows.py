@@ -66,6 +66,42 @@ def read_places(path: Path) -> Iterator[tuple[int, dict]]:
             place += len(line)
 
 
+def read_objects(path: Path, *keys: str) -> Iterator[tuple[str, dict]]:
+    """Yield (file:line, row) of a JSON Lines file of the user's whose rows have texts under `keys`. Raises
+    BadInput."""
+    if not path.is_file():
+        raise BadInput(f"no such file: {path}")
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        if line.strip():
+            try:
+                row = json.loads(line)
+                valid = all(isinstance(row[key], str) for key in keys)
+            except (ValueError, KeyError, TypeError):
+                valid = False
+            if not valid:
+                raise BadInput(f"{path}:{number}: not a JSON object with texts {', '.join(keys)}")
+            yield f"{path}:{number}", row
+
+
+def fingerprint(path: Path) -> str | None:
+    """A hash of a file, or of a checkpoint folder: name, size and 64 blocks of 64 KiB of each file; None for
+    a hub id. Limit: a change that keeps the size of a file over 4 MiB, and stays between its evenly spread
+    blocks, is not seen. Training changes weights everywhere."""
+    if path.is_file():
+        return hashlib.md5(path.read_bytes()).hexdigest()
+    if not path.is_dir():
+        return None
+    found = hashlib.md5()
+    for file in sorted(file for file in path.iterdir() if file.is_file()):
+        size = file.stat().st_size
+        found.update(f"{file.name} {size} ".encode())
+        with file.open("rb") as content:
+            for number in range(64):
+                content.seek(max(0, size - 2**16) * number // 63)
+                found.update(content.read(2**16))
+    return found.hexdigest()
+
+
 class KeptRows:
     """The rows of a file that were not rejected, by their ids, in the file's order; read when asked for, so
     only the ids are in memory."""

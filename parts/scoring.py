@@ -3,9 +3,9 @@
 EvalPlus 0.3.1 limits each test input, and all inputs together, by wall-clock time. A right answer then fails
 when other programs take its core: beside two busy processes on 2 cores, one that needs 2.4 s failed a limit
 of 4 s, even checked again alone. So these limits leave out the time spent waiting for a core, up to
-LOAD_FACTOR times the limit; the references' times, which limits are multiples of, are processor times; and an
-answer that may have failed for want of time or memory is checked again, alone. Without /proc/PID/schedstat
-only the second check remains.
+LOAD_FACTOR times the limit; the references' times, which limits are multiples of, are processor times; and a
+verdict tells whether want of time or memory may have caused it, so that the answer can be checked again,
+alone. Without /proc/PID/schedstat only the second check remains.
 """
 
 import contextlib
@@ -118,24 +118,21 @@ def check(benchmark: str, task: dict, solutions: list[str]) -> list[tuple[dict, 
     return verdicts
 
 
-def check_all(benchmark: str, tasks: dict, solutions: dict[str, list[str]], workers: int) -> Iterator[tuple]:
-    """Yield (task id, solution, verdict) for `solutions` by task id, as they are known; retried ones last."""
-    fork, retry = multiprocessing.get_context("fork"), []
+def check_all(benchmark: str, tasks: dict, samples: list[tuple[str, str]], workers: int) -> Iterator[tuple]:
+    """Yield ((task id, solution), verdict, whether load may have made it fail) for each sample, as they are
+    known."""
+    by_task = {}
+    for task_id, solution in samples:
+        by_task.setdefault(task_id, []).append(solution)
+    fork = multiprocessing.get_context("fork")
     with ProcessPoolExecutor(workers, mp_context=fork, initializer=prepare_process) as pool:
         known = next(task for task_id, task in tasks.items() if task_id != ALWAYS_FAILS.get(benchmark))
         own = known["prompt"] + known["canonical_solution"]
         if pool.submit(check, benchmark, known, [own]).result()[0][0]["plus"] != "pass":
-            raise BadInput(
-                f"EvalPlus fails its own solution of {known['task_id']}: does `ulimit -v` limit memory?"
-            )
-        futures = {pool.submit(check, benchmark, tasks[key], found): key for key, found in solutions.items()}
+            problem = f"EvalPlus fails its own solution of {known['task_id']}"
+            raise BadInput(f"{problem}: does `ulimit -v` limit memory?")
+        futures = {pool.submit(check, benchmark, tasks[key], found): key for key, found in by_task.items()}
         for future in as_completed(futures):
             task_id = futures[future]
-            for solution, (verdict, maybe_load) in zip(solutions[task_id], future.result()):
-                if maybe_load:
-                    retry.append((task_id, solution))
-                else:
-                    yield task_id, solution, verdict
-        for task_id, solution in retry:
-            [(verdict, _)] = pool.submit(check, benchmark, tasks[task_id], [solution]).result()
-            yield task_id, solution, verdict | {"retried": True}
+            for solution, (verdict, maybe_load) in zip(by_task[task_id], future.result()):
+                yield (task_id, solution), verdict, maybe_load

@@ -39,9 +39,16 @@ def run_ours(model: str, tasks: int, max_tokens: int) -> tuple[float, float, dic
 
     start_engine = ours.start_engine
     with tempfile.TemporaryDirectory() as folder, mock.patch.object(ours, "start_engine", start):
-        settings = {"prompt": "auto", "samples": 1, "temperature": 0.0, "seed": 0, "max_tokens": max_tokens}
+        settings = {
+            "benchmark": "humaneval",
+            "prompt": "auto",
+            "samples": 1,
+            "temperature": 0.0,
+            "seed": 0,
+            "max_tokens": max_tokens,
+        }
         chosen = dict(list(ours.load_tasks("humaneval", None)[0].items())[:tasks])
-        job = ours.Job("humaneval", chosen, settings, Path(folder), None)
+        job = ours.Job(Path(folder), settings, chosen)
         begun = time.monotonic()
         ours.generate(model, [job])
         seconds = time.monotonic() - begun

@@ -19,11 +19,12 @@ import pytest
 from test_errors import refused
 
 import eval as ours
-from eval import check_folder, fenced_block, fingerprint, load_tasks, paired, pooled, read_samples, summary
+from eval import check_folder, check_samples, fenced_block, load_tasks, read_samples
 from extras.comparison import write_pages
 from parts.contamination import OVERRIDES, load_benchmark
-from parts.rows import BadInput
-from parts.scoring import check_all, prepare_process
+from parts.rows import BadInput, fingerprint
+from parts.scoring import prepare_process
+from parts.statistics import paired, pooled, summary
 
 needs_benchmark = pytest.mark.skipif(
     not all(os.environ.get(name) for name in OVERRIDES.values()),
@@ -172,25 +173,20 @@ def test_a_busy_machine_changes_no_verdict():
     late += "    calls.append(time.process_time())\n"
     late += "    while len(calls) == 1 and time.process_time() < calls[0] + {1}:\n        pass\n"
     late += "    return honest(*arguments)"
-    solutions, expected = {}, {}
+    expected = {}
     for (task_id, task), seconds in zip(chosen.items(), (2.4, 5)):
         right = task["prompt"] + task["canonical_solution"]
-        solutions[task_id] = [right, right + late.format(task["entry_point"], seconds)]
-        expected |= {(task_id, solutions[task_id][0]): True, (task_id, solutions[task_id][1]): seconds < 4}
+        expected[task_id, right] = True
+        expected[task_id, right + late.format(task["entry_point"], seconds)] = seconds < 4
     burners = [multiprocessing.Process(target=spin, daemon=True) for _ in os.sched_getaffinity(0)]
     for burner in burners:
         burner.start()
     try:
-        verdicts = {
-            (task_id, solution): verdict
-            for task_id, solution, verdict in check_all("humaneval", chosen, solutions, workers=2)
-        }
+        verdicts = dict(check_samples("humaneval", chosen, list(expected), workers=2))
     finally:
         for burner in burners:
             burner.kill()
-    assert {
-        key: verdict["base"] == "pass" and verdict["plus"] == "pass" for key, verdict in verdicts.items()
-    } == expected
+    assert {sample: verdict["plus"] == "pass" for sample, verdict in verdicts.items()} == expected
 
 
 def test_a_limit_of_evalplus_that_kills_it_does_no_harm(monkeypatch):
@@ -364,21 +360,9 @@ def test_self_made_tasks_are_scored_by_their_own_tests(tmp_path, command):
     assert result["base"]["k"] == 4 and "plus" not in result and result["tasks"]["task0"] == {"base": True}
     assert json.loads((tmp_path / "bad" / "result.json").read_text())["base"]["k"] == 0
 
-    flagged = tmp_path / "flagged.json"
-    flagged.write_text('{"contaminated_tasks": ["task0", "task1", "HumanEval/7"]}')
-    pair = [
-        "--compare",
-        tmp_path / "bad",
-        tmp_path / "good",
-        "--flagged",
-        flagged,
-        "--out",
-        tmp_path / "page",
-    ]
-    done = command("eval.py", *pair)
+    done = command("eval.py", "--compare", tmp_path / "bad", tmp_path / "good", "--out", tmp_path / "page")
     assert done.returncode == 0 and "fixed 4, broken 0, exact McNemar p = 0.125" in done.stdout, done.stderr
     comparison = json.loads((tmp_path / "page" / "compare.json").read_text())
-    assert comparison["without_flagged"][0]["b"]["n"] == 2 and comparison["without_flagged"][0]["p"] == 0.5
     assert [
         (change["task_id"], change["change"], change["b"]["solution"]) for change in comparison["changes"]
     ] == [(f"task{number}", "fixed", good[number]) for number in range(4)]
@@ -390,11 +374,11 @@ def test_self_made_tasks_are_scored_by_their_own_tests(tmp_path, command):
     assert "def add1(x)\n    input(" in page and "base tests: exited" in page
     assert "src=" not in page and "href=" not in page
     assert "100.0<br>" in (tmp_path / "page" / "table.html").read_text()
-    several = ["--compare", tmp_path / "bad", tmp_path / "good", tmp_path / "bad", "--flagged", flagged]
+    several = ["--compare", tmp_path / "bad", tmp_path / "good", tmp_path / "bad"]
     done = command("eval.py", *several, "--out", tmp_path / "page")
-    assert done.returncode == 0 and "B - A over 2 runs, without the flagged tasks" in done.stdout, done.stderr
+    assert done.returncode == 0 and "B - A over 2 runs" in done.stdout, done.stderr
     pages = json.loads((tmp_path / "page" / "compare.json").read_text())
-    assert len(pages["runs"]) == 2 and pages["pooled"]["without_flagged"][0]["difference"] == 0.5
+    assert len(pages["runs"]) == 2 and pages["pooled"]["suites"][0]["difference"] == 0.5
     write_pages(tmp_path / "page")
     assert "Mean of 2 runs" in (tmp_path / "page" / "compare.html").read_text()
     hand_made = tmp_path / "hand-made"
@@ -414,11 +398,6 @@ def test_self_made_tasks_are_scored_by_their_own_tests(tmp_path, command):
     for wrong in ({"tasks": {"task0": True}}, {"tasks": {}}, {"benchmark": "other"}):
         (hand_made / "result.json").write_text(json.dumps(made | wrong))
         refused(command("eval.py", "--compare", hand_made, tmp_path / "good"), "result.json")
-    flagged.write_text('["task0", "task1", "HumanEval/7"]')
-    listed = command("eval.py", *pair)
-    assert listed.returncode == 0 and "without" in listed.stdout, listed.stderr
-    flagged.write_text("{}")
-    refused(command("eval.py", *pair), "flagged.json")
 
 
 def test_the_last_self_made_task_counts_without_its_line_end(tmp_path):
@@ -476,7 +455,7 @@ def test_killed_generation_goes_on_and_every_prompt_is_the_one_wanted(tmp_path, 
         (f"HumanEval/{n}", sample) for n in range(6) for sample in range(2)
     }
     assert len(rows) == 12 and all(
-        row["prompt"] == "paper" and "<|im_start|>assistant" in row["asked"] for row in rows
+        row["prompt"] == "paper" and "<|im_start|>assistant" in row["prompt_text"] for row in rows
     )
     result = json.loads((tmp_path / "out" / "humaneval" / "result.json").read_text())
     assert result["base"]["n"] == 12 and result["prompt_used"] == "paper" and len(result["tasks"]) == 6
@@ -487,11 +466,10 @@ def test_killed_generation_goes_on_and_every_prompt_is_the_one_wanted(tmp_path, 
 def test_the_answers_of_all_models_are_checked_together_and_equal_ones_once(tmp_path, monkeypatch):
     calls = []
 
-    def check(benchmark, tasks, solutions, workers):
-        calls.append(solutions)
-        for task_id, found in solutions.items():
-            for solution in found:
-                yield task_id, solution, {"base": "pass" if solution == "right" else "fail", "plus": None}
+    def check(benchmark, tasks, samples, workers):
+        calls.append(samples)
+        for sample in samples:
+            yield sample, {"base": "pass" if sample[1] == "right" else "fail", "plus": None}, False
 
     monkeypatch.setattr(ours, "check_all", check)
     jobs = []
@@ -499,10 +477,9 @@ def test_the_answers_of_all_models_are_checked_together_and_equal_ones_once(tmp_
         (tmp_path / name).mkdir()
         settings = {"benchmark": "humaneval", "dataset_md5": ""}
         samples = [("HumanEval/0", "right"), ("HumanEval/1", second)]
-        tasks = {task_id: {} for task_id, _ in samples}
-        jobs.append(ours.Job("humaneval", tasks, settings, tmp_path / name, samples))
+        jobs.append(ours.Job(tmp_path / name, settings, {task_id: {} for task_id, _ in samples}, samples))
     ours.score(jobs, 1)
-    assert calls == [{"HumanEval/0": ["right"], "HumanEval/1": ["wrong", "right"]}]
+    assert calls == [[("HumanEval/0", "right"), ("HumanEval/1", "wrong"), ("HumanEval/1", "right")]]
     scores = [json.loads((tmp_path / name / "result.json").read_text())["base"]["k"] for name in "ab"]
     assert scores == [1, 2]
     ours.score(jobs, 1)  # verdicts on disk stand

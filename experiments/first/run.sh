@@ -15,11 +15,20 @@ done
 source environment.sh
 after=()
 for seed in $SEEDS; do after+=("$OUT/$seed/eval-$(sha256sum "$OUT/$seed/sft.jsonl" | cut -c1-8)"); done
-# The settings of run.sh were chosen on the first half of MBPP+'s tasks: the second comparison leaves them out.
-python - "$BASE/mbpp/result.json" >"$OUT/chosen-on.json" <<'PYTHON'
-import json, sys
-tasks = list(json.load(open(sys.argv[1]))["tasks"])
-print(json.dumps(tasks[: len(tasks) // 2]))
-PYTHON
 python eval.py --compare "$BASE" "${after[@]}" | tee "$OUT/all-tasks.txt"
-python eval.py --compare "$BASE" "${after[@]}" --flagged "$OUT/chosen-on.json" | tee "$OUT/unseen-tasks.txt"
+# The settings of run.sh were chosen on the first half of MBPP+'s tasks: the second comparison is of results without them.
+unseen=()
+for folder in "$BASE" "${after[@]}"; do unseen+=("$OUT/unseen/${folder#"$OUT"/}"); done
+python - "$OUT" "$BASE" "${after[@]}" <<'PYTHON'
+import json, sys
+from pathlib import Path
+out, *folders = map(Path, sys.argv[1:])
+for file in (folder / benchmark / "result.json" for folder in folders for benchmark in ("humaneval", "mbpp")):
+    result = json.loads(file.read_text())
+    if result["benchmark"] == "mbpp":
+        result["tasks"] = dict(list(result["tasks"].items())[len(result["tasks"]) // 2 :])
+    unseen = out / "unseen" / file.relative_to(out)
+    unseen.parent.mkdir(parents=True, exist_ok=True)
+    unseen.write_text(json.dumps(result))
+PYTHON
+python eval.py --compare "${unseen[@]}" | tee "$OUT/unseen-tasks.txt"

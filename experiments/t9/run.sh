@@ -44,7 +44,7 @@ done
 python eval.py --model "${models[@]}" --prompt "${prompts[@]}" --benchmark $BENCHMARKS --data "$OUT/heldout.jsonl" \
     --out "${folders[@]}" $EVALUATE
 for folder in "${folders[@]:1}"; do
-    python eval.py --compare "$OUT/base" "$folder" --flagged "$OUT/funnel.json" --out "$OUT/compare-$(basename "$folder")"
+    python eval.py --compare "$OUT/base" "$folder" --out "$OUT/compare-$(basename "$folder")"
 done
 for seed in $SEEDS; do
     python eval.py --compare "$OUT/random-subset-$seed$TAG" "$OUT/passing-$seed$TAG" --out "$OUT/compare-passing-random-$seed$TAG"

@@ -1,0 +1,52 @@
+"""pass@k with an interval, and what two paired scores differ by."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.stats import binomtest
+
+Z = 1.959964  # of a 95 % interval
+
+
+def summary(passing: Sequence[int], samples: int = 1) -> dict:
+    """From how many of its `samples` pass, task by task: k of n in all, pass@1 and larger pass@k.
+
+    The 95 % interval is Wilson's for one sample per task, else the normal interval of the tasks' means, since
+    tasks are what is drawn."""
+    k, n = sum(passing), samples * len(passing)
+    if samples == 1 or len(passing) == 1:
+        interval = list(binomtest(k, n).proportion_ci(method="wilson"))
+    else:
+        half = Z * np.std(passing, ddof=1) / samples / math.sqrt(len(passing))
+        interval = [max(0.0, k / n - half), min(1.0, k / n + half)]
+    larger = {f"pass@{size}": pass_at_k(passing, samples, size) for size in (5, 10, 100) if size <= samples}
+    return {"k": k, "n": n, "pass@1": k / n, "interval": interval, **larger}
+
+
+def pass_at_k(passing: Sequence[int], samples: int, k: int) -> float:
+    """The mean share of the draws of k from a task's `samples` that hold a passing one."""
+    draws = math.comb(samples, k)
+    return 1 - sum(math.comb(samples - passed, k) for passed in passing) / draws / len(passing)
+
+
+def paired(pairs: list[tuple[bool, bool]]) -> dict:
+    """The difference of two paired proportions, with Agresti and Min's adjusted Wald interval (2005) and the
+    exact two-sided McNemar p."""
+    fixed, broken = sum(b > a for a, b in pairs), sum(a > b for a, b in pairs)
+    n, gained, lost = len(pairs) + 2, fixed + 0.5, broken + 0.5
+    centre = (gained - lost) / n
+    half = Z * math.sqrt(gained + lost - (gained - lost) ** 2 / n) / n
+    p = binomtest(fixed, fixed + broken).pvalue if fixed + broken else 1.0
+    difference = {"difference": (fixed - broken) / len(pairs), "low": centre - half, "high": centre + half}
+    return difference | {"fixed": fixed, "broken": broken, "p": p}
+
+
+def pooled(runs: list[list[tuple[bool, bool]]]) -> dict:
+    """The mean difference over runs of the same tasks, in the same order, with a 95 % interval by bootstrap:
+    tasks and runs are both drawn anew, so runs of the same tasks do not count as more tasks."""
+    changed = np.array([[float(b) - float(a) for a, b in pairs] for pairs in runs])  # (runs, tasks)
+    random = np.random.default_rng(0)
+    runs, tasks = (random.multinomial(n, np.full(n, 1 / n), size=10_000) / n for n in changed.shape)
+    low, high = np.quantile(((runs @ changed) * tasks).sum(axis=1), [0.025, 0.975])
+    return {"difference": changed.mean(), "low": low, "high": high}
