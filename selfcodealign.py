@@ -12,16 +12,16 @@
     executions    2.3     response + tests -> passed, or why not (sandbox.py)   executions.jsonl
     selection     2.3, C  -> one passing response a task, no near-duplicates    selection.jsonl, sft.jsonl
 
-A stage makes rows from the kept rows of the stage before it. A row is on disk as soon as it is made (seeds:
-128 at a time, as they are judged). A rejected row stays, with its reason in `reject`. A command that was
-killed goes on when it is given again: it makes the rows that are missing. What is drawn for a row depends on
-the run's seed and on ids only (`draw`), never on order or time.
+A stage makes rows from the kept rows of its parent stage (`METHOD`, below the stages). A row is on disk as
+soon as it is made; a rejected row stays, with its reason in `reject`. A command that was killed makes the
+missing rows when it is given again. What is drawn for a row depends on the run's seed and on ids only
+(`draw`), never on order or time.
 
 Two parts of these steps stand elsewhere: parts/seeds.py says which functions stand alone, and
 extras/behaviour.py rejects examples that solve a benchmark's task in other words (`benchmark_solved`).
 
-Differs from the paper: the few-shot examples are our own. They are drawn as shared decks, so that the engine
-prefills each deck once (`--decks 0` draws them for each prompt). Each sample has its own sampling seed.
+Differs from the paper: the few-shot examples are our own. They are drawn as a few fixed decks, so that the
+engine prefills each deck once (`--decks 0` draws them for each prompt). Each sample has its own seed.
 """
 
 import argparse
@@ -44,16 +44,8 @@ from pathlib import Path
 
 import numpy as np
 
-from parts import seeds
-from parts.code import (
-    bare_code,
-    code_lines,
-    defined_names,
-    program,
-    python_code,
-    runnable_code,
-    runs_an_assert,
-)
+from parts import code, seeds
+from parts.code import program, python_code, runnable_code
 from parts.contamination import Decontaminator, Finding
 from parts.duplicates import NearDuplicates
 from parts.engine import Request, check_model, start_engine, stream
@@ -64,17 +56,13 @@ from sandbox import Sandbox, SandboxError, check_limits
 
 PROMPTS = Path(__file__).parent / "prompts"
 CONTEXT = 8192  # tokens of prompt and output together; lowered to what the model has
-CONCEPT_TOKENS = (
-    256  # new tokens for a list of concepts: a model of short context must have room for the prompt
-)
+CONCEPT_TOKENS = 256  # new tokens for a list of concepts, so that a model of short context has room
 
 # --------------------------------------------------------------------------------------------------- settings
 
 
 def add_settings(parser: argparse.ArgumentParser) -> dict:
-    """Add the settings of a run to `parser`; returns their defaults, which are the paper's values where it
-    has one.
-    """
+    """Add the settings of a run; returns their defaults, the paper's values where it has one."""
     defaults = {}
 
     def add(flag: str, default, help: str, **options):
@@ -86,12 +74,7 @@ def add_settings(parser: argparse.ArgumentParser) -> dict:
     add("--model", None, "checkpoint folder or hub id")
     add("--source", "stdlib", "folder of Python files, .jsonl or .parquet file, hub dataset, or stdlib")
     add("--limit", None, "stop at this many kept seeds", type=positive(int))
-    add(
-        "--judge",
-        0.5,
-        "least share of Yes against No, by the model, to keep a seed; 0: not asked",
-        type=share,
-    )
+    add("--judge", 0.5, "least P(Yes) against P(No) of the model to keep a seed; 0: do not ask", type=share)
     add("--seed", 0, "what every random choice is drawn from", type=int)
     group = parser.add_argument_group("prompts (2.2, 2.3)")
     add("--shots", "8,8,1", "few-shot examples for concepts, instructions, responses")
@@ -108,30 +91,17 @@ def add_settings(parser: argparse.ArgumentParser) -> dict:
     add("--memory-mb", 4096, "megabytes a program may use", type=positive(int))
     add("--workers", None, "programs run at a time (default: one per core)", type=positive(int))
     group = parser.add_argument_group("selection (2.3, C)")
-    add(
-        "--test-in-instruction", 0.5, "share of examples that show a short test, if they have one", type=share
-    )
-    add("--heldout", 0.0, "share of tasks left out of sft.jsonl, in heldout.jsonl, for scoring", type=share)
-    add(
-        "--prefer",
-        "drawn",
-        "of a task's passing responses: a drawn one, or the one most agree with",
-        choices=PREFER,
-    )
+    add("--test-in-instruction", 0.5, "share of examples that show a short test", type=share)
+    add("--heldout", 0.0, "share of tasks kept out of sft.jsonl, in heldout.jsonl, for scoring", type=share)
     return defaults
 
 
 def add_engine_options(parser: argparse.ArgumentParser):
-    group = parser.add_argument_group(
-        "engine of this start; not recorded", argument_default=argparse.SUPPRESS
-    )
-    group.add_argument("--server", help="address of an OpenAI-compatible server that has the model")
-    group.add_argument(
-        "--engines", type=positive(int), help="engine processes (default: by the number of GPUs)"
-    )
-    group.add_argument(
-        "--tensor-parallel", type=positive(int), help="GPUs per copy of the model (default: 1)"
-    )
+    title = "engine of this start; not recorded"
+    add = parser.add_argument_group(title, argument_default=argparse.SUPPRESS).add_argument
+    add("--server", help="address of an OpenAI-compatible server that has the model")
+    add("--engines", type=positive(int), help="engine processes (default: by the number of GPUs)")
+    add("--tensor-parallel", type=positive(int), help="GPUs per copy of the model (default: 1)")
 
 
 def positive(kind: type) -> Callable[[str], float]:
@@ -140,7 +110,7 @@ def positive(kind: type) -> Callable[[str], float]:
             raise ValueError
         return kind(text)
 
-    parse.__name__ = f"positive {kind.__name__}"
+    parse.__name__ = f"positive {kind.__name__}"  # argparse names it in its error
     return parse
 
 
@@ -150,23 +120,22 @@ def share(text: str) -> float:
     return float(text)
 
 
-ADJUSTABLE = ("limit", "prefer", "workers")  # may change from start to start: no row on disk depends on them
+ADJUSTABLE = ("limit", "workers")  # may change from start to start: no row on disk depends on them
 ENGINE = ("server", "engines", "tensor_parallel")
-PREFER = ("drawn", "consensus")
+WITH_SHOTS = ("concepts", "instructions", "responses")  # the stages that --shots counts for
 
 # ------------------------------------------------------------------------------------------------- run folder
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A row of the table of stages."""
+    """A row of the table of stages, `METHOD`."""
 
     parent: str | None  # the stage whose kept rows it reads
-    key: str | None  # the key that names such a row in its own rows
-    # Makes the rows that are missing; None: they are copied from another run
-    make: "Callable[[Run], object] | None"
+    key: str | None  # the field that names such a row in its own rows
+    make: "Callable[[Run], object]"  # makes the rows that are missing
     prompt: "Callable[[list[Example], dict, dict, argparse.Namespace], str] | None" = None
-    # (few-shot examples, what is drawn for the row, parent row, settings) -> the prompt that the row answers
+    # (few-shot examples, the row's drawn fields, its parent row, settings) -> the prompt that it answers
     several: bool = False  # whether a parent row gets --samples rows, not one
 
 
@@ -196,33 +165,29 @@ class Run(Folder):
         return wanted_examples(self.settings)
 
     def shots(self, stage: str) -> int:
-        return int(self.settings.shots.split(",")[("concepts", "instructions", "responses").index(stage)])
+        return int(self.settings.shots.split(",")[WITH_SHOTS.index(stage)])
 
     def sandbox(self) -> Sandbox:
         return Sandbox(self.settings.workers, self.settings.timeout, self.settings.memory_mb)
 
-    def origins(self) -> "Origins":
-        return Origins(self.folder, self.stages)
-
 
 def stages_of(config: dict) -> dict[str, Stage]:
-    return extra("rivals").stages(config["rival"]) if config.get("rival") else METHOD
+    return extra("rivals").TABLES[config["rival"]] if config.get("rival") else METHOD
 
 
 def open_run(folder: Path, given: dict, engine_options: dict, facts: dict | None = None) -> Run:
     """Start a run folder, or go on with it. `facts` are recorded besides the settings. Raises BadInput."""
     prompts = digest(*(path.read_text() for path in sorted(PROMPTS.rglob("*.md"))))
-    defaults = add_settings(argparse.ArgumentParser())
     if read_config(folder).get("prompts", prompts) != prompts:
         raise BadInput(f"{folder} was made with other prompts than those in {PROMPTS}: take another --out")
+    defaults = add_settings(argparse.ArgumentParser())
     facts = (facts or {}) | {"prompts": prompts}
     config, is_new = merge_settings(folder, defaults, given, ADJUSTABLE, facts)
     check_settings(config)
     if is_new:
         check_model(config["model"])
         if not config.get("instructions_from"):
-            # An unreadable source leaves no run folder behind
-            next(seeds.read_sources(config["source"]), None)
+            next(seeds.read_sources(config["source"]), None)  # a bad source leaves no run folder behind
     return Run(folder, config, engine_options)
 
 
@@ -250,18 +215,18 @@ def check_settings(config: dict):
 
 def wanted_examples(settings: argparse.Namespace) -> list[Example]:
     """The few-shot examples of the wanted categories and difficulties."""
-    categories, difficulties = settings.categories.split(","), settings.difficulties.split(",")
+    wanted = {key: getattr(settings, f"{key[:-1]}ies").split(",") for key in ("category", "difficulty")}
     return [
         example
         for example in load_examples(PROMPTS / "examples")
-        if example.properties["category"] in categories and example.properties["difficulty"] in difficulties
+        if all(example.properties[key] in values for key, values in wanted.items())
     ]
 
 
-def few_shot_prompt(system: str, shots: list[str], opening: str) -> str:
-    """The system text, the numbered examples, and the opening of one more, which the model is to finish."""
+def few_shot_prompt(stage: str, shots: list[str], opening: str) -> str:
+    """The stage's text, the numbered examples, and the opening of one more, which the model is to finish."""
     numbered = [f"### Example {number}\n{text}" for number, text in enumerate([*shots, opening], 1)]
-    return "\n\n".join([system_text(system), *numbered])
+    return "\n\n".join([system_text(stage), *numbered])
 
 
 def system_text(stage: str) -> str:
@@ -271,24 +236,6 @@ def system_text(stage: str) -> str:
 # ------------------------------------------------------------------------------------------------- generation
 
 
-def deck_of(run: Run, stage: str, parent_id: str) -> int | str:
-    return (
-        draw(run.settings.seed, stage, "deck", parent_id) % run.settings.decks
-        if run.settings.decks
-        else parent_id
-    )
-
-
-def draw_deck(run: Run, stage: str, deck: int | str, shots: int) -> list[Example]:
-    """The few-shot examples of a deck, in their order."""
-    return random.Random(draw(run.settings.seed, stage, "shots", deck)).sample(run.examples, shots)
-
-
-def draw_one(options: str, *parts) -> str:
-    choices = options.split(",")
-    return choices[draw(*parts) % len(choices)]
-
-
 def generate(
     run: Run,
     stage: str,
@@ -296,15 +243,15 @@ def generate(
     stop: Sequence[str],
     shots: int,
     samples: int = 1,
-    known: Callable[[dict], dict] = lambda parent: {},
+    draw_fields: Callable[[dict], dict] = lambda parent: {},
     max_tokens: float = math.inf,
 ):
-    """Make the missing rows of a stage: for each kept row of the parent stage, `samples` requests, each of
-    which becomes a row.
+    """Make the missing rows of a stage: `samples` of them for each kept row of the parent stage.
 
-    `known(parent)` gives what of a row is drawn before the model is asked; `parse(text)` gives the rest, or
-    `reject`. If the next stage executes these rows, that begins here.
+    `draw_fields(parent)` gives the fields of a row that are drawn before the model is asked; `parse(text)`
+    those in the model's answer, or `reject`. If the next stage executes these rows, that begins here.
     """
+    limit = min(max_tokens, run.settings.max_tokens)
     with Appender(run.path(stage)) as file:
         waiting = missing_rows(run, stage, samples, file.ids)
         if not waiting:
@@ -315,35 +262,39 @@ def generate(
             file.append(row | {"reject": "prompt_too_long"})
             bar.update()
 
-        limit = min(max_tokens, run.settings.max_tokens)
-        requests = build_requests(run, stage, waiting, shots, stop, limit, known, reject_long_prompt)
+        requests = build_requests(run, stage, waiting, shots, stop, limit, draw_fields, reject_long_prompt)
         executed = "executions" in run.stages and run.stages["executions"].parent == stage
         kept, tokens, started = 0, 0, time.monotonic()
-        with ExecutionBeside(run) if executed else contextlib.nullcontext() as beside:
+        with bar, ExecutionBeside(run) if executed else contextlib.nullcontext() as beside:
             for request, completion in stream(run.engine, requests):
                 unfinished = {"text": completion.text, "reject": "length"}
                 made = parse(completion.text) if completion.finished else unfinished
                 row = request.row | {"tokens": completion.tokens} | made
                 file.append(row)
-                kept, tokens = kept + ("reject" not in row), tokens + completion.tokens
                 if beside and "reject" not in row:
                     beside.add(row)
+                kept, tokens = kept + ("reject" not in row), tokens + completion.tokens
                 rate = f"{tokens / (time.monotonic() - started):.0f} tokens/s"
                 bar.set_postfix_str(f"kept {kept / (bar.n + 1):.0%}, {rate}{beside or ''}", refresh=False)
                 bar.update()
-        bar.close()
 
 
-def missing_rows(
-    run: Run, stage: str, samples: int, done: set[str]
-) -> list[tuple[int | str, dict, list[int]]]:
+def missing_rows(run: Run, stage: str, samples: int, on_disk: set[str]) -> list[tuple]:
     """(deck, parent row, sample numbers) of the rows that are not on disk, sorted by deck: prompts that begin
     alike follow one another and share the engine's prefix cache."""
-    waiting = []
+    settings, waiting = run.settings, []
     for parent in run.kept(run.stages[stage].parent):
-        if numbers := [n for n in range(samples) if row_id(stage, parent["id"], n) not in done]:
-            waiting.append((deck_of(run, stage, parent["id"]), parent, numbers))
+        if numbers := [n for n in range(samples) if row_id(stage, parent["id"], n) not in on_disk]:
+            deck = parent["id"]
+            if settings.decks:
+                deck = draw(settings.seed, stage, "deck", parent["id"]) % settings.decks
+            waiting.append((deck, parent, numbers))
     return sorted(waiting, key=lambda item: (item[0], item[1]["id"]))
+
+
+def draw_deck(run: Run, stage: str, deck: int | str, shots: int) -> list[Example]:
+    """The few-shot examples of a deck, in their order."""
+    return random.Random(draw(run.settings.seed, stage, "shots", deck)).sample(run.examples, shots)
 
 
 def build_requests(
@@ -353,32 +304,28 @@ def build_requests(
     shots: int,
     stop: Sequence[str],
     max_tokens: int,
-    known: Callable[[dict], dict],
+    draw_fields: Callable[[dict], dict],
     reject_long_prompt: Callable[[dict], None],
 ) -> Iterator[Request]:
-    table_row = run.stages[stage]
+    settings, table_row = run.settings, run.stages[stage]
     for deck, parent, numbers in waiting:
-        examples, drawn = draw_deck(run, stage, deck, shots), known(parent)
-        prompt = table_row.prompt(examples, drawn, parent, run.settings)
+        examples = draw_deck(run, stage, deck, shots)
+        fields = draw_fields(parent)
+        prompt = table_row.prompt(examples, fields, parent, settings)
         token_ids = run.engine.tokenizer(prompt).input_ids
         for n in numbers:
-            row = {"id": row_id(stage, parent["id"], n), table_row.key: parent["id"], "sample": n, **drawn}
+            row = {"id": row_id(stage, parent["id"], n), table_row.key: parent["id"], "sample": n, **fields}
             row |= {"examples": [example.name for example in examples], "prompt": digest(prompt)[:16]}
-            seed = row["sampling_seed"] = draw(run.settings.seed, stage, "sampling", row["id"])
+            seed = row["sampling_seed"] = draw(settings.seed, stage, "sampling", row["id"])
             if len(token_ids) + max_tokens > run.engine.context:
                 reject_long_prompt(row)
             else:
-                yield Request(
-                    row["id"], token_ids, max_tokens, run.settings.temperature, seed, list(stop), row
-                )
+                yield Request(row["id"], token_ids, max_tokens, settings.temperature, seed, list(stop), row)
 
 
 # ------------------------------------------------------------------------------------ 2.1, B: source -> seeds
 
-JUDGED = (
-    "insufficient_docstring",
-    "prompt_too_long",
-)  # rejects by the judge: the code had passed the check for near-duplicates
+BY_JUDGE = ("insufficient_docstring", "prompt_too_long")  # rejects of code that is no near-duplicate
 JUDGED_AT_A_TIME = 128  # in the candidates' order: more would be judged in vain once the limit is reached
 
 
@@ -387,23 +334,21 @@ def gather_seeds(run: Run):
     benchmark text, and whose docstring suffices, says the model.
     """
 
-    def candidates_after(seen: set[str]) -> Iterator[dict]:
-        candidates = unseen(ordered(run, seeds.extract(run.settings.source)), seen)
-        return judged(run, clean(run, seeds.type_checked(candidates)))
+    def candidates(on_disk: set[str]) -> Iterator[dict]:
+        functions = new_candidates(ordered(run, seeds.extract(run.settings.source)), on_disk)
+        return judge(run, reject_known_texts(run, seeds.type_checked(functions)))
 
-    keep_seeds(run, candidates_after)
+    keep_seeds(run, candidates)
 
 
-def keep_seeds(run: Run, candidates_after: Callable[[set[str]], Iterable[dict]]):
-    """Write candidates to seeds.jsonl until the limit is reached; `candidates_after(ids on disk)` gives those
-    that are left.
-    """
+def keep_seeds(run: Run, candidates: Callable[[set[str]], Iterable[dict]]):
+    """Write `candidates(ids on disk)` to seeds.jsonl until the limit is reached."""
     limit = run.settings.limit or math.inf
     if "decontamination" not in run.config:
         run.save(decontamination=run.decontaminator.coverage)
     with Appender(run.path("seeds")) as file, progress(desc="seeds", unit="function") as bar:
         kept = sum(1 for _ in run.kept("seeds"))
-        for row in candidates_after(set(file.ids)) if kept < limit else ():
+        for row in candidates(set(file.ids)) if kept < limit else ():
             file.append(row)
             kept += "reject" not in row
             bar.set_postfix_str(f"kept {kept}", refresh=False)
@@ -417,16 +362,13 @@ def ordered(run: Run, candidates: Iterable[dict]) -> Iterable[dict]:
     larger limit adds to a smaller one; a file or dataset is streamed in its own order.
     """
     if run.settings.source == "stdlib" or Path(run.settings.source).is_dir():
-        return sorted(
-            candidates, key=lambda row: digest(run.settings.seed, "seed order", row["where"], row.get("code"))
-        )
+        place = lambda row: digest(run.settings.seed, "seed order", row["where"], row.get("code"))
+        return sorted(candidates, key=place)
     return candidates
 
 
-def unseen(candidates: Iterable[dict], seen: set[str]) -> Iterator[dict]:
-    """The candidates with their ids, without those of the `seen` ids: on disk before a restart, or a copy of
-    one before.
-    """
+def new_candidates(candidates: Iterable[dict], seen: set[str]) -> Iterator[dict]:
+    """The candidates with their ids, without those `seen`: on disk, or a copy of one before."""
     for candidate in candidates:
         row = {"id": row_id("seeds", candidate.get("code") or candidate["where"]), **candidate}
         if row["id"] not in seen:
@@ -434,11 +376,11 @@ def unseen(candidates: Iterable[dict], seen: set[str]) -> Iterator[dict]:
             yield row
 
 
-def clean(run: Run, candidates: Iterator[dict]) -> Iterator[dict]:
+def reject_known_texts(run: Run, candidates: Iterator[dict]) -> Iterator[dict]:
     """Reject candidates that hold benchmark text or are near-duplicates of one before."""
     duplicates = NearDuplicates(0.5)
     for row in read_rows(run.path("seeds")):
-        if row.get("reject") in (None, *JUDGED):
+        if row.get("reject") in (None, *BY_JUDGE):
             duplicates.is_new(row["code"])  # kept before a restart
     for row in candidates:
         if "reject" not in row:
@@ -449,14 +391,15 @@ def clean(run: Run, candidates: Iterator[dict]) -> Iterator[dict]:
         yield row
 
 
-def judged(run: Run, candidates: Iterator[dict]) -> Iterator[dict]:
+def judge(run: Run, candidates: Iterator[dict]) -> Iterator[dict]:
     """Paper B: reject candidates of which the model says No to whether the docstring suffices to write the
     function again.
     """
-    while batch := list(itertools.islice(candidates, JUDGED_AT_A_TIME if run.settings.judge else 1)):
+    least = run.settings.judge
+    while batch := list(itertools.islice(candidates, JUDGED_AT_A_TIME if least else 1)):
         requests = []
         for row in batch:
-            if "reject" not in row and run.settings.judge:
+            if "reject" not in row and least:
                 prompt = run.engine.tokenizer(judge_prompt(row)).input_ids
                 if len(prompt) < run.engine.context:
                     requests.append(Request(row["id"], prompt, 1, 0.0, None, [], row, logprobs=20))
@@ -464,24 +407,24 @@ def judged(run: Run, candidates: Iterator[dict]) -> Iterator[dict]:
                     row["reject"] = "prompt_too_long"
         for request, completion in stream(run.engine, requests) if requests else ():
             request.row["judge"] = share_of_yes(completion.first)
-            if request.row["judge"] < run.settings.judge:
+            if request.row["judge"] < least:
                 request.row["reject"] = "insufficient_docstring"
         yield from batch
 
 
 def judge_prompt(seed: dict) -> str:
     """prompts/judge.md ends with seven judged examples; the function to judge is the eighth."""
-    return (
-        f"{system_text('judge')}\n\n### Example 8\n[Code]\n```python\n{seed['code']}\n```\n\n[Sufficient]\n"
-    )
+    opening = f"### Example 8\n[Code]\n```python\n{seed['code']}\n```\n\n[Sufficient]\n"
+    return f"{system_text('judge')}\n\n{opening}"
 
 
 def share_of_yes(first: dict[str, float]) -> float:
     """P(Yes) / (P(Yes) + P(No)) of the likeliest first tokens; 0 where neither is among them."""
-    yes, no = (
-        sum(p for token, p in first.items() if token.strip().lower() == word) for word in ("yes", "no")
-    )
-    return round(yes / (yes + no), 4) if yes + no else 0.0
+    words = Counter()
+    for token, probability in first.items():
+        words[token.strip().lower()] += probability
+    both = words["yes"] + words["no"]
+    return round(words["yes"] / both, 4) if both else 0.0
 
 
 # -------------------------------------------------------------------------------------- 2.2: seed -> concepts
@@ -492,7 +435,7 @@ def name_concepts(run: Run):
     generate(run, "concepts", parse_concepts, ["\n"], run.shots("concepts"), max_tokens=CONCEPT_TOKENS)
 
 
-def concepts_prompt(deck: list[Example], row: dict, seed: dict, settings: argparse.Namespace) -> str:
+def concepts_prompt(deck: list[Example], fields: dict, seed: dict, settings: argparse.Namespace) -> str:
     shots = [f"[Code]\n{example.code}\n\n[Concepts]\n{example.properties['concepts']}" for example in deck]
     return few_shot_prompt("concepts", shots, f"[Code]\n```python\n{seed['code']}\n```\n\n[Concepts]\n")
 
@@ -510,25 +453,25 @@ def parse_concepts(text: str) -> dict:
 INSTRUCTION_STOP = ("\n### Example", "\n[Properties]", "\n[Code]")
 
 
-def invent_instructions(run: Run):
+def invent_instructions(run: Run, parse: Callable[[str], dict] = lambda text: parse_instruction(text)):
     """Paper 2.2, C->I: one task for each list of concepts, its category and difficulty drawn."""
-    known = lambda concepts: draw_properties(run, concepts["id"])
-    generate(run, "instructions", parse_instruction, INSTRUCTION_STOP, run.shots("instructions"), known=known)
-
-
-def draw_properties(run: Run, concepts_id: str) -> dict[str, str]:
     settings = run.settings
-    return {
-        "category": draw_one(settings.categories, settings.seed, "category", concepts_id),
-        "difficulty": draw_one(settings.difficulties, settings.seed, "difficulty", concepts_id),
-    }
+
+    def draw_fields(concepts: dict) -> dict[str, str]:
+        draw_one = lambda options, *key: options[draw(settings.seed, *key, concepts["id"]) % len(options)]
+        return {
+            "category": draw_one(settings.categories.split(","), "category"),
+            "difficulty": draw_one(settings.difficulties.split(","), "difficulty"),
+        }
+
+    shots = run.shots("instructions")
+    generate(run, "instructions", parse, INSTRUCTION_STOP, shots, draw_fields=draw_fields)
 
 
-def instruction_prompt(deck: list[Example], row: dict, concepts: dict, settings: argparse.Namespace) -> str:
-    """`row` has the drawn category and difficulty. The category decides how a task begins; it comes last,
-    where small models heed it more often."""
+def instruction_prompt(deck: list[Example], fields: dict, concepts: dict, settings) -> str:
+    """The drawn category decides how a task begins; it comes last, where small models heed it more often."""
     stated = {"concepts": ", ".join(concepts["concepts"]), "language": "Python"}
-    stated |= {key: row[key] for key in ("difficulty", "category")}
+    stated |= {key: fields[key] for key in ("difficulty", "category")}
 
     def state(values: dict[str, str]) -> str:
         return "[Properties]\n" + "\n".join(f"{key}: {values[key]}" for key in stated) + "\n\n[Instruction]\n"
@@ -584,12 +527,12 @@ PLACEHOLDERS = (
 
 def write_responses(run: Run):
     """Paper 2.3, I->R: `samples` responses for each instruction, each with its own tests."""
-    layout, samples = LAYOUTS[run.settings.layout], run.settings.samples
+    layout = LAYOUTS[run.settings.layout]
     parse = lambda text: split_response(text, layout)
-    generate(run, "responses", parse, layout.stop, run.shots("responses"), samples)
+    generate(run, "responses", parse, layout.stop, run.shots("responses"), run.settings.samples)
 
 
-def response_prompt(deck: list[Example], row: dict, task: dict, settings: argparse.Namespace) -> str:
+def response_prompt(deck: list[Example], fields: dict, task: dict, settings: argparse.Namespace) -> str:
     return ask_for_response(deck, task["instruction"], LAYOUTS[settings.layout])
 
 
@@ -607,18 +550,18 @@ def split_response(text: str, layout: Layout) -> dict:
     response, tests = (part.strip() for part in parts)
     if reason := malformed_code(response) or malformed_code(tests):
         return {"text": text, "reject": reason}
-    if not runs_an_assert(python_code(tests)):
+    if not code.runs_an_assert(python_code(tests)):
         return {"text": text, "reject": "tests_assert_nothing"}
     return {"response": response, "tests": tests}
 
 
 def malformed_code(text: str) -> str | None:
     """Why the fenced code of `text` is rejected; None if it is kept."""
-    code = python_code(text)
-    if not code:
+    found = python_code(text)
+    if not found:
         return "no_code_block"
     try:
-        ast.parse(code)
+        ast.parse(found)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return "syntax_error"
     return "placeholder" if any(word in text.lower() for word in PLACEHOLDERS) else None
@@ -629,21 +572,17 @@ def malformed_code(text: str) -> str | None:
 
 def execute(run: Run):
     """Paper 2.3: each response runs with its own tests in the sandbox; only `passed` is kept."""
-    done = {row["id"] for row in read_rows(run.path("executions"))}
-    waiting = [
-        row
-        for row in run.kept(run.stages["executions"].parent)
-        if row_id("executions", row["id"]) not in done
-    ]
-    if waiting:
-        outcomes = Counter()
-        with progress(total=len(waiting), desc="executions", unit="program") as bar:
-            for outcome in run_programs(run, waiting):
-                outcomes[outcome] += 1
-                bar.set_postfix_str(f"passed {outcomes['passed'] / outcomes.total():.0%}", refresh=False)
-                bar.update()
-        if outcomes["error"]:
-            run.problems.append(f"{outcomes['error']} programs got no verdict from the sandbox")
+    on_disk = {row["id"] for row in read_rows(run.path("executions"))}
+    responses = run.kept(run.stages["executions"].parent)
+    waiting = [row for row in responses if row_id("executions", row["id"]) not in on_disk]
+    outcomes = Counter()
+    with progress(total=len(waiting), desc="executions", unit="program") as bar:
+        for outcome in run_programs(run, waiting) if waiting else ():
+            outcomes[outcome] += 1
+            bar.set_postfix_str(f"passed {outcomes['passed'] / outcomes.total():.0%}", refresh=False)
+            bar.update()
+    if outcomes["error"]:
+        run.problems.append(f"{outcomes['error']} programs got no verdict from the sandbox")
 
 
 def run_programs(run: Run, responses: Iterable[dict]) -> Iterator[str]:
@@ -653,19 +592,20 @@ def run_programs(run: Run, responses: Iterable[dict]) -> Iterator[str]:
     """
     with Appender(run.path("executions")) as file, run.sandbox() as sandbox:
         run.save(sandbox=sandbox.protection)
-        programs = (
-            (row, program(runnable_code(row["response"]), python_code(row["tests"]))) for row in responses
-        )
-        for row, result in sandbox.map(programs):
+        for row, result in sandbox.map((row, program_of(row)) for row in responses):
+            verdict = {key: getattr(result, key) for key in ("outcome", "detail", "seconds", "peak_mb")}
             if result.outcome == "error":
                 print(f"\nno verdict from the sandbox: {result.detail}", file=sys.stderr)
-                yield result.outcome
-                continue
-            verdict = {key: getattr(result, key) for key in ("outcome", "detail", "seconds", "peak_mb")}
-            if result.outcome != "passed":
-                verdict["reject"] = result.outcome
-            file.append({"id": row_id("executions", row["id"]), "response_id": row["id"], **verdict})
+            else:
+                rejected = {} if result.outcome == "passed" else {"reject": result.outcome}
+                ids = {"id": row_id("executions", row["id"]), "response_id": row["id"]}
+                file.append(ids | verdict | rejected)
             yield result.outcome
+
+
+def program_of(response: dict) -> str:
+    """What the sandbox runs: the code of the response, then its tests."""
+    return program(runnable_code(response["response"]), python_code(response["tests"]))
 
 
 class ExecutionBeside:
@@ -729,27 +669,24 @@ class Filters:
         for reason, number in exact.items():
             if number in self.seen:
                 return {"reject": reason}
-        found = self.decontaminator.contaminated_by(instruction) or self.decontaminator.contaminated_by(
-            response
-        )
-        if found:
-            return contaminated(found)
+        for text in (instruction, response):
+            if finding := self.decontaminator.contaminated_by(text):
+                return contaminated(finding)
         for part, numbers in near.items():
             if self.near[part].seen.has_any(numbers):
                 return {"reject": f"near_duplicate_{part}"}
-        self.add(exact, near)
+        self.count_as_kept(exact, near)
         return {}
 
-    def add(self, exact: dict[str, int], near: dict[str, np.ndarray]):
-        """Count the example with these hashes as kept."""
+    def count_as_kept(self, exact: dict[str, int], near: dict[str, np.ndarray]):
         self.seen.update(exact.values())
         for part, numbers in near.items():
             self.near[part].seen.add(numbers)
 
     def hashes(self, instruction: str, response: str) -> tuple[dict[str, int], dict[str, np.ndarray]]:
         """{reason: hash of what may occur once only}, {part: hashes of its MinHash bands}."""
-        code = python_code(response)
-        functions, classes = defined_names(code)
+        response_code = python_code(response)
+        functions, classes = code.defined_names(response_code)
         exact = {
             "same_instruction": "".join(instruction.split()),
             "same_response": "".join(response.split()),
@@ -757,96 +694,59 @@ class Filters:
             "same_class_names": classes,
         }
         numbers = {reason: int(digest(reason, value)[:16], 16) for reason, value in exact.items() if value}
-        texts = {"instruction": instruction, "response": response, "code": bare_code(code)}
+        texts = {"instruction": instruction, "response": response, "code": code.bare_code(response_code)}
         return numbers, {part: self.near[part].hashes(text) for part, text in texts.items()}
 
 
 def contaminated(finding: Finding) -> dict:
-    return {
-        "reject": f"benchmark_{finding.layer}",
-        "benchmark": [finding.task],
-        "share": round(finding.share, 2),
-    }
+    reason, share = f"benchmark_{finding.layer}", round(finding.share, 2)
+    return {"reject": reason, "benchmark": [finding.task], "share": share}
 
 
-def select(
-    run: Run,
-    wanted: Iterable[str] = ("passed",),
-    suffix: str = "",
-    most: float = math.inf,
-    scored: Iterable[dict] = (),
-):
-    """Paper 2.3 and C: one response for each instruction, then the filters; first come, first kept, in a
-    drawn order.
-
-    Done as a whole each time; its files are replaced as a whole. For comparisons (extras/rivals.py): the
-    `wanted` outcomes of responses, a `suffix` to the files' names, the `most` examples to keep, and examples
-    `scored` on, which count as kept before.
+def select(run: Run, filters: Filters | None = None, most: float = math.inf) -> int:
+    """Paper 2.3 and C: one passing response for each instruction, then the filters; first come, first kept,
+    in a drawn order. Done as a whole each time; its files are replaced as a whole. Returns the number of
+    examples.
     """
-    origins = run.origins()
-    responses = origins.responses
-    outcomes = {row["response_id"]: row["outcome"] for row in read_rows(run.path("executions"))}
+    origins, filters = Origins(run.folder, run.stages), filters or Filters(run.decontaminator)
+    verdicts, tried = choose(run, origins, ordered_responses(run, origins), filters)
+    run.save(decontamination="; ".join(filter(None, (run.decontaminator.coverage, tried))))
+    return write_selection(run, origins, verdicts, most)
+
+
+def ordered_responses(run: Run, origins: "Origins", outcomes: Iterable[str] = ("passed",)) -> list[str]:
+    """The ids of the responses with one of the outcomes, or of all where none is executed."""
     tested = "executions" in run.stages
-    candidates = [
-        response_id for response_id in responses if not tested or outcomes.get(response_id) in wanted
-    ]
-    candidates.sort(key=lambda response_id: digest(run.settings.seed, "selection", response_id))
-    consensus = run.settings.prefer == "consensus" and not suffix
-    preferred = extra("quality").agreed_responses(run, candidates, origins) if consensus else {}
-    filters, chosen, verdicts = Filters(run.decontaminator), set(), {}
-    for example in scored:
-        filters.add(*filters.hashes(example["instruction"], example["response"]))
-    for response_id in progress(candidates, desc="selection", unit="row"):
-        response = responses[response_id]
+    found = [one for one in origins.responses if not tested or origins.outcomes.get(one) in outcomes]
+    return sorted(found, key=lambda response_id: digest(run.settings.seed, "selection", response_id))
+
+
+def choose(
+    run: Run, origins: "Origins", response_ids: list[str], filters: Filters
+) -> tuple[dict[str, dict], str]:
+    """{response id: {}, or why it is rejected}, where an instruction's first response is kept if the filters
+    keep it and it solves no benchmark's task; and on how many tasks that was tried, in words."""
+    chosen, verdicts = set(), {}
+    for response_id in progress(response_ids, desc="selection", unit="row"):
+        response = origins.responses[response_id]
         task = origins.task(response)
-        task_id = task["id"]
-        if task_id in chosen or preferred.get(task_id, response_id) != response_id:
+        if task["id"] in chosen:
             verdicts[response_id] = {"reject": "not_chosen"}
-            continue
-        chosen.add(task_id)
-        if suffix and is_heldout(run, task_id):
-            verdicts[response_id] = {"reject": "held_out"}
         else:
+            chosen.add(task["id"])
             verdicts[response_id] = filters(task["instruction"], response["response"])
     kept = [response_id for response_id, verdict in verdicts.items() if not verdict]
-    solved, tried = extra("behaviour").solved_benchmarks(run, kept, responses)
+    solved, tried = extra("behaviour").solved_benchmarks(run, kept, origins.responses)
     for response_id, tasks in solved.items():
         verdicts[response_id] = {"reject": "benchmark_solved", "benchmark": tasks}
-    if not suffix:
-        run.save(decontamination="; ".join(filter(None, (run.decontaminator.coverage, tried))))
-    return write_selection(run, origins, suffix, most, verdicts, outcomes)
+    return verdicts, tried
 
 
 def write_selection(
-    run: Run,
-    origins: "Origins",
-    suffix: str,
-    most: float,
-    verdicts: dict[str, dict],
-    outcomes: dict[str, str],
+    run: Run, origins: "Origins", verdicts: dict[str, dict], most: float = math.inf, suffix: str = ""
 ) -> int:
-    """Write selection.jsonl, sft.jsonl and heldout.jsonl (with a suffix: the first two); the number of
-    examples."""
-
-    def example_of(row: dict) -> dict:
-        origin = origins.of(row)
-        task, concepts, seed = (origin[stage] for stage in ("instructions", "concepts", "seeds"))
-        return {
-            "id": row_id("sft", row["id"]),
-            "instruction": task["instruction"],
-            "response": row["response"],
-            "tests": row["tests"],
-            "program": program(runnable_code(row["response"]), python_code(row["tests"])),
-            "category": task["category"],
-            "difficulty": task["difficulty"],
-            "concepts": concepts["concepts"],
-            "seed": seed["code"],
-            "seed_id": seed["id"],
-            "concepts_id": concepts["id"],
-            "instruction_id": task["id"],
-            "response_id": row["id"],
-        }
-
+    """Write selection.jsonl, sft.jsonl, of at most `most` examples, and heldout.jsonl; with a suffix to their
+    names the first two only. Returns the number of examples."""
     examples = 0
     with (
         replacing(run.path(f"selection{suffix}")) as write_verdict,
@@ -855,24 +755,44 @@ def write_selection(
     ):
         for response_id, verdict in verdicts.items():
             if not verdict:
-                example = example_of(origins.responses[response_id])
-                if is_heldout(run, example["instruction_id"]):
+                example = example_of(origins, origins.responses[response_id])
+                if chance(run, "held out", example["instruction_id"]) < run.settings.heldout:
                     verdict = {"reject": "held_out"}
-                    write_heldout(example)
+                    if write_heldout:
+                        write_heldout(example)
                 elif examples >= most:
                     verdict = {"reject": "enough"}
                 else:
-                    passed = outcomes.get(response_id) == "passed"
+                    passed = origins.outcomes.get(response_id) == "passed"
                     write_example(with_test(run, example, passed))
                     examples += 1
             write_verdict({"id": row_id("selection", response_id), "response_id": response_id} | verdict)
     return examples
 
 
+def example_of(origins: "Origins", response: dict) -> dict:
+    origin = origins.of(response)
+    task, concepts, seed = (origin[stage] for stage in ("instructions", "concepts", "seeds"))
+    return {
+        "id": row_id("sft", response["id"]),
+        "instruction": task["instruction"],
+        "response": response["response"],
+        "tests": response["tests"],
+        "program": program_of(response),
+        "category": task["category"],
+        "difficulty": task["difficulty"],
+        "concepts": concepts["concepts"],
+        "seed": seed["code"],
+        "seed_id": seed["id"],
+        "concepts_id": concepts["id"],
+        "instruction_id": task["id"],
+        "response_id": response["id"],
+    }
+
+
 def with_test(run: Run, example: dict, passed: bool) -> dict:
-    """The example, its instruction with a short test of a drawn share of the passing ones, as the paper's
-    main run (C.1).
-    """
+    """The example; a drawn share of the passing ones shows a short test in the instruction, as in the paper's
+    main run (C.1)."""
     drawn = chance(run, "test in instruction", example["response_id"]) < run.settings.test_in_instruction
     test = short_test(example["tests"]) if drawn and passed else None
     if test:
@@ -882,20 +802,16 @@ def with_test(run: Run, example: dict, passed: bool) -> dict:
 
 def short_test(tests: str) -> str | None:
     """The beginning of the tests up to an assert, at most 5 lines."""
-    code, end = python_code(tests), None
-    for statement in ast.parse(code).body:
+    test_code, end = python_code(tests), None
+    for statement in ast.parse(test_code).body:
         if statement.end_lineno <= 5 and isinstance(statement, ast.Assert):
             end = statement.end_lineno
-    return "\n".join(code_lines(code)[:end]) if end else None
+    return "\n".join(code.code_lines(test_code)[:end]) if end else None
 
 
 def chance(run: Run, *parts) -> float:
     """A number from 0 to 1, always the same for the same parts."""
     return draw(run.settings.seed, *parts) / 2**31
-
-
-def is_heldout(run: Run, instruction_id: str) -> bool:
-    return chance(run, "held out", instruction_id) < run.settings.heldout
 
 
 METHOD = {
@@ -908,27 +824,36 @@ METHOD = {
 }
 
 
+def response_stage(stages: dict[str, Stage]) -> str:
+    """The stage whose rows are executed, if the table executes any, and selected."""
+    last = stages["selection"].parent
+    return stages[last].parent if last == "executions" else last
+
+
 class Origins:
     """The kept rows of a run by stage and id, and what a row was made from."""
 
     def __init__(self, folder: Path, stages: dict[str, Stage]):
         self.folder, self.stages, self.files = folder, stages, {}
-        last = stages["selection"].parent
-        self.response_stage = stages[last].parent if last == "executions" else last  # its rows are selected
+        self.response_stage = response_stage(stages)
         self.responses = self.rows(self.response_stage)
+
+    @functools.cached_property
+    def outcomes(self) -> dict[str, str]:
+        """{response id: outcome} of the responses that were executed."""
+        return {row["response_id"]: row["outcome"] for row in read_rows(self.folder / "executions.jsonl")}
 
     def rows(self, stage: str) -> KeptRows:
         if stage not in self.files:
             self.files[stage] = KeptRows(self.folder / f"{stage}.jsonl")
         return self.files[stage]
 
-    def of(self, row: dict, stage: str | None = None, until: str | None = None) -> dict[str, dict]:
-        """{stage: row} of a row of `stage` (default: a response), its parent, and so on: to the seed, or
-        `until`."""
-        stage = stage or self.response_stage
-        found = {stage: row}
+    def of(self, response: dict, until: str | None = None) -> dict[str, dict]:
+        """{stage: row} of a response, its parent, and so on, to the seed or to the stage `until`."""
+        stage = self.response_stage
+        found = {stage: response}
         while stage != until and (parent := self.stages[stage].parent):
-            row = found[parent] = self.rows(parent)[row[self.stages[stage].key]]
+            found[parent] = self.rows(parent)[found[stage][self.stages[stage].key]]
             stage = parent
         return found
 
@@ -945,88 +870,70 @@ def funnel(folder: Path) -> dict:
 
     Raises BadInput.
     """
-    config = read_config(folder)
-    stages, counted, contaminated = stages_of(config), {}, set()
-    samples, by_task, tasks = Counter(), Counter(), defaultdict(Counter)
-    passing = Counter()  # {id of a row: responses made from it that passed}, of the stage read before
-    # Children first, so that passes add up to their parents
-    for stage, table_row in reversed(stages.items()):
-        rejects, of_parents, total, tokens = Counter(), Counter(), 0, 0
-        for row in read_rows(folder / f"{stage}.jsonl"):
-            total += 1
-            tokens += row.get("tokens", 0)
-            if reason := row.get("reject"):
-                rejects[reason] += 1
-                contaminated.update(row.get("benchmark", ()))
-            if table_row.key and stage != "selection":
-                of_parents[row[table_row.key]] += (
-                    int(not reason) if stage == "executions" else passing[row["id"]]
-                )
-                if table_row.parent == "instructions":
-                    samples[row[table_row.key]] += 1
-            if stage == "instructions" and samples[row["id"]]:
-                passed = passing[row["id"]]
-                numbers = dict(instructions=1, samples=samples[row["id"]], passed=passed, solved=passed > 0)
-                tasks[row["category"], row["difficulty"]].update(numbers)
-        passing = of_parents
-        if table_row.parent == "instructions":
-            by_task = of_parents
-        counted[stage] = {
-            "stage": stage,
-            "in": total,
-            "kept": total - rejects.total(),
-            "rejects": dict(rejects.most_common()),
-            "tokens": tokens,
-            "seconds": round(config.get("seconds", {}).get(stage, 0), 1),
-        }
+    config, contaminated_tasks = read_config(folder), set()
+    stages, counts, samples, passing = stages_of(config), {}, Counter(), Counter()
+    for stage in reversed(stages):  # children first: no row is counted before the row that it was made from
+        if stage == "instructions":
+            tasks, passing_of_tasks = count_tasks(folder, samples, passing), passing
+        rows = read_rows(folder / f"{stage}.jsonl")
+        passes = passing if stage != "executions" else None
+        counts[stage], samples, passing = count_rows(rows, stages[stage].key, passes, contaminated_tasks)
     for stage, table_row in stages.items():
-        each = config.get("samples", 1) if table_row.several else 1
-        expected = each * counted[table_row.parent]["kept"] if table_row.parent else 0
-        counted[stage]["waiting"] = max(0, expected - counted[stage]["in"])
-    if config.get("limit") and not counted["concepts"]["in"]:  # later, the source may have had no more
-        counted["seeds"]["waiting"] = max(0, config["limit"] - counted["seeds"]["kept"])
+        several = config.get("samples", 1) if table_row.several else 1
+        expected = several * counts[table_row.parent]["kept"] if table_row.parent else 0
+        counts[stage]["seconds"] = round(config.get("seconds", {}).get(stage, 0), 1)
+        counts[stage]["waiting"] = max(0, expected - counts[stage]["in"])
+    if config.get("limit") and not counts["concepts"]["in"]:  # later, the source may have had no more
+        counts["seeds"]["waiting"] = max(0, config["limit"] - counts["seeds"]["kept"])
     return {
-        "stages": [counted[stage] for stage in stages],
+        "stages": [{"stage": stage, **counts[stage]} for stage in stages],
         "sft": sum(1 for _ in read_rows(folder / "sft.jsonl")),
         "tested": "executions" in stages,
-        "instructions_by_passing_samples": dict(sorted(Counter(by_task.values()).items())),
-        "tasks": [dict(category=key[0], difficulty=key[1], **numbers) for key, numbers in tasks.items()],
-        "contaminated_tasks": sorted(contaminated),
+        "instructions_by_passing_samples": dict(sorted(Counter(passing_of_tasks.values()).items())),
+        "tasks": tasks,
+        "contaminated_tasks": sorted(contaminated_tasks),
         "sandbox": config.get("sandbox", {}),
         "decontamination": config.get("decontamination", "not run yet"),
     }
 
 
-def under_way(counts: dict) -> str:
-    """Where an unfinished run is: rows done of its stage, time, speed, rejects; "" if it is finished."""
-    stage = next((stage for stage in counts["stages"] if stage["waiting"]), None)
-    if not stage:
-        return ""
-    done, seconds = stage["kept"] if stage["stage"] == "seeds" else stage["in"], stage["seconds"]
-    total = done + stage["waiting"]
-    facts = [f"{stage['stage']}: {done:,} of {total:,} done ({done / total:.0%})"]
-    if done and seconds:
-        facts.append(f"{clock(seconds)} so far, about {clock(stage['waiting'] * seconds / done)} to go")
-        facts += [f"{stage['tokens'] / seconds:,.0f} new tokens/s"] if stage["tokens"] else []
-    if stage["rejects"]:
-        most_common = list(stage["rejects"].items())[:3]
-        shares = ", ".join(f"{reason} {count / stage['in']:.0%}" for reason, count in most_common)
-        facts.append(f"most rejects: {shares}")
-    return "; ".join(facts)
+def count_rows(
+    rows: Iterable[dict], key: str | None, passing: Counter | None, contaminated_tasks: set[str]
+) -> tuple[dict, Counter, Counter]:
+    """Counts of a stage's rows, and {parent's id: rows}, {parent's id: passing responses}.
+
+    `passing` is {row's id: passing responses made from it}; None: a kept row is one. Adds to
+    `contaminated_tasks` the benchmarks' tasks that rows were rejected for.
+    """
+    rejects, total, tokens, rows_of, passing_of = Counter(), 0, 0, Counter(), Counter()
+    for row in rows:
+        total, tokens = total + 1, tokens + row.get("tokens", 0)
+        if "reject" in row:
+            rejects[row["reject"]] += 1
+            contaminated_tasks.update(row.get("benchmark", ()))
+        if key:
+            rows_of[row[key]] += 1
+            passing_of[row[key]] += "reject" not in row if passing is None else passing[row["id"]]
+    kept = total - rejects.total()
+    counts = {"in": total, "kept": kept, "rejects": dict(rejects.most_common()), "tokens": tokens}
+    return counts, rows_of, passing_of
 
 
-def clock(seconds: float) -> str:
-    """Such as 0.4 s, 45 s, 5.6 min or 3.4 h."""
-    if seconds < 120:
-        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+def count_tasks(folder: Path, samples: Counter, passing: Counter) -> list[dict]:
+    """By category and difficulty: instructions with samples, samples, passing ones, instructions solved."""
+    tasks = defaultdict(Counter)
+    for row in read_rows(folder / "instructions.jsonl"):
+        if number := samples[row["id"]]:
+            passed = passing[row["id"]]
+            counted = {"instructions": 1, "samples": number, "passed": passed, "solved": passed > 0}
+            tasks[row["category"], row["difficulty"]].update(counted)
+    return [{"category": key[0], "difficulty": key[1], **counted} for key, counted in tasks.items()]
 
 
 def table(counts: dict) -> str:
     """The funnel as plain text, one line per stage."""
     line = "{:<13}{:>8}{:>8}{:>8}{:>10}{:>9}  {}".format
-    lines = [f"under way: {under_way(counts)}"] if under_way(counts) else []
-    lines.append(line("stage", "in", "kept", "share", "tokens", "seconds", "most common rejects"))
+    lines = [line("stage", "in", "kept", "share", "tokens", "seconds", "most common rejects")]
     for stage in counts["stages"]:
         share = f"{stage['kept'] / stage['in']:.0%}" if stage["in"] else "-"
         rejects = ", ".join(f"{reason} {count}" for reason, count in list(stage["rejects"].items())[:3])
@@ -1035,8 +942,8 @@ def table(counts: dict) -> str:
     passing = counts["instructions_by_passing_samples"].items()
     instructions = ", ".join(f"{samples}: {number}" for samples, number in passing) or "none"
     tested = f"instructions by number of passing samples: {instructions}"
-    untested = "responses were not executed"
-    lines.append(f"sft examples {counts['sft']}; {tested if counts['tested'] else untested}")
+    outcome = tested if counts["tested"] else "responses were not executed"
+    lines.append(f"sft examples {counts['sft']}; {outcome}")
     lines.append(f"decontamination: {counts['decontamination']}")
     return "\n".join(lines)
 
@@ -1055,18 +962,41 @@ EXTRAS = {  # command: what it does; the file of that name in extras/, loaded wh
 
 
 def extra(name: str):
-    return importlib.import_module(f"extras.{name}")
+    return importlib.import_module(f"extras.{'rivals' if name == 'rival' else name}")
 
 
 def run_stages(run: Run, names: Iterable[str]):
     for name in names:
-        if run.stages[name].make:
-            run.time_for(name)
-            try:
-                with extra("report").live(run):
-                    run.stages[name].make(run)
-            finally:
-                run.time_for(None)
+        run.time_for(name)
+        try:
+            with extra("report").live(run):
+                run.stages[name].make(run)
+        finally:
+            run.time_for(None)
+
+
+def run_everything(run: Run) -> int:
+    """Every stage, the quality of the tests, the report. Returns the exit status: 0 where all was done."""
+    run_stages(run, run.stages)
+    extra("quality").measure(run)
+    extra("report").show(run.folder)
+    return say_problems(run)
+
+
+def run_stage(run: Run, name: str) -> int:
+    if name not in run.stages:
+        raise BadInput(f"the rival {run.config['rival']} has no stage {name}")
+    before = itertools.takewhile(lambda stage: stage != name, run.stages)
+    # A rival's own stages have no command of their own
+    run_stages(run, [*(stage for stage in before if stage not in METHOD), name])
+    extra("report").show(run.folder)
+    return say_problems(run)
+
+
+def say_problems(run: Run) -> int:
+    for problem in run.problems:
+        print(f"selfcodealign.py: {problem}; the same command tries again", file=sys.stderr)
+    return 2 if run.problems else 0
 
 
 def given_settings(arguments: argparse.Namespace) -> tuple[dict, dict]:
@@ -1076,9 +1006,8 @@ def given_settings(arguments: argparse.Namespace) -> tuple[dict, dict]:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     commands = parser.add_subparsers(dest="command", required=True)
     for name in ("run", *METHOD):
         does = METHOD[name].make.__doc__.partition(": ")[2].split(".")[0] if name in METHOD else "every stage"
@@ -1091,38 +1020,15 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def run_everything(run: Run):
-    run_stages(run, run.stages)
-    extra("quality").measure(run)
-    extra("report").show(run.folder)
-
-
-def say_problems(run: Run) -> int:
-    """The exit status: 0 only where the work was done."""
-    for problem in run.problems:
-        print(f"selfcodealign.py: {problem}; the same command tries again", file=sys.stderr)
-    return 2 if run.problems else 0
-
-
 def main() -> int | None:
     try:
         if sys.argv[1:2] and sys.argv[1] in EXTRAS:
             return extra(sys.argv[1]).main(sys.argv[2:])
         arguments = parse_arguments()
-        out, command = arguments.out, arguments.command
-        if command not in ("run", "seeds") and not (out / "config.json").exists():
-            raise BadInput(f"{out} is not a run folder: start with `run` or `seeds`")
-        run = open_run(out, *given_settings(arguments))
-        if command == "run":
-            run_everything(run)
-        else:
-            if command not in run.stages:
-                raise BadInput(f"the rival {run.config['rival']} has no stage {command}")
-            order = list(run.stages)
-            before = order[: order.index(command)]  # a rival's own stages have no command of their own
-            run_stages(run, [*(stage for stage in before if stage not in METHOD), command])
-            extra("report").show(out)
-        return say_problems(run)
+        if arguments.command not in ("run", "seeds") and not (arguments.out / "config.json").exists():
+            raise BadInput(f"{arguments.out} is not a run folder: start with `run` or `seeds`")
+        run = open_run(arguments.out, *given_settings(arguments))
+        return run_everything(run) if arguments.command == "run" else run_stage(run, arguments.command)
     except (BadInput, SandboxError, OSError) as error:
         print(f"selfcodealign.py: {error}", file=sys.stderr)
         return 2

@@ -8,8 +8,7 @@ mutants are no different from the code in what they do; no program can tell thes
 and the share of killed mutants is at most too low. Changes of annotations, docstrings and `__main__` blocks,
 which surely make no difference, are not made.
 
-Samples of one instruction agree if each one's code passes the other's tests; `--prefer consensus` keeps the
-one with which most agree.
+Samples of one instruction agree if each one's code passes the other's tests.
 """
 
 import ast
@@ -23,7 +22,7 @@ from typing import NamedTuple
 import selfcodealign
 from parts.code import is_assertion, is_main_block, program, python_code, runnable_code
 from parts.folder import parse_folder
-from parts.rows import Appender, digest, progress, read_rows, row_id, write_atomically
+from parts.rows import digest, progress, read_rows, write_atomically
 from sandbox import Sandbox
 
 EXAMPLES, MUTANTS = 100, 10  # drawn, and of each example
@@ -184,23 +183,6 @@ def agreement(
         yield key, [[passed[program(code, tests)] for _, tests in samples] for code, _ in samples]
 
 
-def consensus(matrix: list[list[bool]], ids: list[str]) -> str | None:
-    """The sample to keep, of those whose code passes their own tests; None if there is none.
-
-    A sibling agrees with a sample if each one's code passes the other's tests. The sample with the most that
-    agree; among equals the one with the most passes, its code on siblings' tests and siblings' codes on its
-    own together; then the smallest id. Agreement comes first because tests that assert next to nothing are
-    passed by all, but do not help their own code to pass anything.
-    """
-
-    def support(i: int) -> tuple[int, int]:
-        pairs = [(bool(matrix[i][j]), bool(matrix[j][i])) for j in range(len(ids)) if j != i]
-        return sum(map(all, pairs)), sum(map(sum, pairs))
-
-    passing = [i for i in range(len(ids)) if matrix[i][i]]
-    return ids[min(passing, key=lambda i: (*(-count for count in support(i)), ids[i]))] if passing else None
-
-
 # --------------------------------------------------------------------------------------------------- of a run
 
 
@@ -215,27 +197,6 @@ def siblings(response_ids: Iterable[str], origins) -> dict[str, list[str]]:
     for response_id in sorted(response_ids):
         ids_of[origins.task(origins.responses[response_id])["id"]].append(response_id)
     return {task_id: ids for task_id, ids in ids_of.items() if len(ids) > 1}
-
-
-def agreed_responses(run, candidates: list[str], origins) -> dict[str, str]:
-    """{task id: its passing response that most others agree with}, for tasks with several.
-
-    Each one's code runs with each one's tests. Verdicts are cached in agreement.jsonl, so that running again
-    gives the same choice.
-    """
-    groups = {
-        row_id("agreement", *ids): (task_id, ids) for task_id, ids in siblings(candidates, origins).items()
-    }
-    with Appender(run.path("agreement")) as file, run.sandbox() as sandbox:
-        waiting = [key for key in groups if key not in file.ids]
-        samples = ((key, [parts_of(origins.responses[name]) for name in groups[key][1]]) for key in waiting)
-        bar = progress(agreement(sandbox, samples), total=len(waiting), desc="consensus", unit="instruction")
-        for key, matrix in bar:
-            if all(passed is not None for row in matrix for passed in row):
-                file.append({"id": key, "responses": groups[key][1], "passed": matrix})
-    verdicts = [row for row in read_rows(run.path("agreement")) if row["id"] in groups]
-    chosen = {groups[row["id"]][0]: consensus(row["passed"], row["responses"]) for row in verdicts}
-    return {task_id: response_id for task_id, response_id in chosen.items() if response_id}
 
 
 def measure(run):
@@ -266,7 +227,7 @@ def measure_tests(sandbox: Sandbox, run) -> dict:
 
 
 def measure_agreement(sandbox: Sandbox, run) -> dict:
-    origins = run.origins()
+    origins = selfcodealign.Origins(run.folder, run.stages)
     ids_of = siblings((row["response_id"] for row in run.kept("executions")), origins)
     drawn = heapq.nsmallest(INSTRUCTIONS, ids_of, key=lambda task_id: digest("agreement", task_id))
     samples = (

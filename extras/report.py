@@ -21,7 +21,7 @@ from scipy.stats import binomtest
 
 from parts.folder import parse_folder, read_config
 from parts.rows import read_object, read_rows, whole, write_atomically
-from selfcodealign import Stage, clock, funnel, stages_of, table, under_way
+from selfcodealign import Stage, funnel, stages_of, table
 
 LEAVES_LAYOUT = "the model leaves the layout: `pilot` compares both; or more --shots"
 DISAGREE = "code and tests disagree: easier tasks (--difficulties), a lower --temperature, or more --samples"
@@ -59,6 +59,8 @@ def write_report(folder: Path) -> dict:
 def show(folder: Path):
     """Write the report and print its counts."""
     counts = write_report(folder)
+    if where := under_way(counts):
+        print(f"under way: {where}")
     print(table(counts))
     for hint in advice(counts)[:1]:
         print(f"improve first: {hint}")
@@ -117,6 +119,31 @@ def advice(counts: dict) -> list[str]:
         noticed = f"tests notice {quality['killed'] / quality['mutants']:.0%} of small mistakes in the code"
         hints.append(f"{noticed}; read some, and give stricter few-shot examples")
     return hints
+
+
+def under_way(counts: dict) -> str:
+    """Where an unfinished run is: rows done of its stage, time, speed, rejects; "" if it is finished."""
+    stage = next((stage for stage in counts["stages"] if stage["waiting"]), None)
+    if not stage:
+        return ""
+    done, seconds = stage["kept"] if stage["stage"] == "seeds" else stage["in"], stage["seconds"]
+    total = done + stage["waiting"]
+    facts = [f"{stage['stage']}: {done:,} of {total:,} done ({done / total:.0%})"]
+    if done and seconds:
+        facts.append(f"{clock(seconds)} so far, about {clock(stage['waiting'] * seconds / done)} to go")
+        facts += [f"{stage['tokens'] / seconds:,.0f} new tokens/s"] if stage["tokens"] else []
+    if stage["rejects"]:
+        most_common = list(stage["rejects"].items())[:3]
+        shares = ", ".join(f"{reason} {count / stage['in']:.0%}" for reason, count in most_common)
+        facts.append(f"most rejects: {shares}")
+    return "; ".join(facts)
+
+
+def clock(seconds: float) -> str:
+    """Such as 0.4 s, 45 s, 5.6 min or 3.4 h."""
+    if seconds < 120:
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def projection(counts: dict, seeds: int) -> str:

@@ -30,7 +30,7 @@ from parts.folder import read_config
 from parts.rows import Appender, BadInput, digest, draw, read_rows, row_id
 from parts.seeds import read_sources
 from sandbox import OUTCOMES
-from selfcodealign import METHOD, Run, Stage, draw_properties, few_shot_prompt, generate, parse_instruction
+from selfcodealign import METHOD, Filters, Origins, Run, Stage, few_shot_prompt, generate, parse_instruction
 
 # --------------------------------------------------------------------------------------------------------- T9
 
@@ -49,7 +49,18 @@ def choose(run: Run, choice: str) -> int:
     size_of = run.config.get("match") if choice == "random" else run.folder
     most = count_examples(Path(size_of)) if size_of else math.inf
     heldout = heldout_of(str(run.folder), run.config.get("match"), run.config.get("instructions_from"))
-    return method.select(run, CHOICES[choice], f"-{choice}", most, heldout)
+    origins = Origins(run.folder, run.stages)
+    response_ids = method.ordered_responses(run, origins, CHOICES[choice])
+    verdicts, _ = method.choose(run, origins, response_ids, filters_after(run, heldout))
+    return method.write_selection(run, origins, verdicts, most, f"-{choice}")
+
+
+def filters_after(run: Run, examples: Iterator[dict]) -> Filters:
+    """The filters, as if the examples had been kept before."""
+    filters = Filters(run.decontaminator)
+    for example in examples:
+        filters.count_as_kept(*filters.hashes(example["instruction"], example["response"]))
+    return filters
 
 
 def count_examples(folder: Path) -> int:
@@ -77,11 +88,11 @@ LINES_PER_SNIPPET = 50
 def gather_snippets(run: Run):
     """T10, T11: random snippets; neither type-checked nor judged."""
 
-    def candidates_after(seen: set[str]) -> Iterator[dict]:
-        candidates = method.ordered(run, snippets(run.settings.source, run.settings.seed))
-        return method.clean(run, method.unseen(candidates, seen))
+    def candidates(on_disk: set[str]) -> Iterator[dict]:
+        found = method.ordered(run, snippets(run.settings.source, run.settings.seed))
+        return method.reject_known_texts(run, method.new_candidates(found, on_disk))
 
-    method.keep_seeds(run, candidates_after)
+    method.keep_seeds(run, candidates)
 
 
 def snippets(source: str, seed: int) -> Iterator[dict]:
@@ -127,7 +138,7 @@ def compute(stage: str, build: Callable[[dict], dict]) -> Callable[[Run], None]:
     return make
 
 
-def direct_prompt(deck: list[Example], row: dict, concepts: dict, settings: argparse.Namespace) -> str:
+def direct_prompt(deck: list[Example], fields: dict, concepts: dict, settings: argparse.Namespace) -> str:
     """T10, S->I: the instruction from the code itself."""
 
     def state(code: str, values: dict[str, str]) -> str:
@@ -135,19 +146,16 @@ def direct_prompt(deck: list[Example], row: dict, concepts: dict, settings: argp
         return f"[Code]\n{code}\n\n[Properties]\n{stated}\n\n[Instruction]\n"
 
     shots = [state(example.code, example.properties) + example.instruction for example in deck]
-    opening = state(f"```python\n{concepts['code']}\n```", row | {"language": "Python"})
+    opening = state(f"```python\n{concepts['code']}\n```", fields | {"language": "Python"})
     return few_shot_prompt("direct", shots, opening)
 
 
 def write_problems(run: Run):
     """T11, OSS-Instruct: problem and solution at once, from a snippet."""
-    known = lambda concepts: draw_properties(run, concepts["id"])
-    generate(
-        run, "instructions", split_problem, method.INSTRUCTION_STOP, run.shots("instructions"), known=known
-    )
+    method.invent_instructions(run, split_problem)
 
 
-def oss_prompt(deck: list[Example], row: dict, concepts: dict, settings: argparse.Namespace) -> str:
+def oss_prompt(deck: list[Example], fields: dict, concepts: dict, settings: argparse.Namespace) -> str:
     shots = [f"[Code]\n{e.code}\n\n[Problem]\n{e.instruction}\n\n[Solution]\n{e.response}" for e in deck]
     return few_shot_prompt("oss", shots, f"[Code]\n```python\n{concepts['code']}\n```\n\n[Problem]\n")
 
@@ -174,19 +182,19 @@ CHANGES = (  # prompts/evolve.md has an example of each
 def evolve(stage: str) -> Callable[[Run], None]:
     """T11, Evol-Instruct, one step: each task of the stage before is made harder in a way that is drawn."""
 
-    def known(run: Run, task: dict) -> dict:
-        change = CHANGES[draw(run.settings.seed, stage, "change", task["id"]) % len(CHANGES)]
-        return {key: task[key] for key in ("concepts_id", "category", "difficulty")} | {"change": change}
-
     def make(run: Run):
+        def draw_fields(task: dict) -> dict:
+            change = CHANGES[draw(run.settings.seed, stage, "change", task["id"]) % len(CHANGES)]
+            return {key: task[key] for key in ("concepts_id", "category", "difficulty")} | {"change": change}
+
         stop = ["\n### Example", "\n[Change]", "\n[Task]"]
-        generate(run, stage, parse_instruction, stop, shots=0, known=lambda task: known(run, task))
+        generate(run, stage, parse_instruction, stop, shots=0, draw_fields=draw_fields)
 
     return make
 
 
-def evolve_prompt(deck: list[Example], row: dict, task: dict, settings: argparse.Namespace) -> str:
-    opening = f"[Task]\n{task['instruction']}\n\n[Change]\n{row['change']}\n\n[New task]\n"
+def evolve_prompt(deck: list[Example], fields: dict, task: dict, settings: argparse.Namespace) -> str:
+    opening = f"[Task]\n{task['instruction']}\n\n[Change]\n{fields['change']}\n\n[New task]\n"
     return f"{method.system_text('evolve')}\n\n### Example 5\n{opening}"  # the file has four
 
 
@@ -195,7 +203,7 @@ def select_matched(run: Run):
     match = run.config.get("match")
     most = count_examples(Path(match)) if match else math.inf
     heldout = heldout_of(match, run.config.get("instructions_from"))
-    examples = method.select(run, most=most, scored=heldout)
+    examples = method.select(run, filters_after(run, heldout), most)
     if examples < most < math.inf:
         print(f"{examples} examples, fewer than the {most} to match: there are no more")
 
@@ -236,10 +244,6 @@ TABLES = {
 NEED_INSTRUCTIONS = ("teacher", "evol-instruct")
 # Settings that belong to the run that wrote the instructions
 SHAPE_INSTRUCTIONS = ("source", "limit", "judge")
-
-
-def stages(name: str) -> dict[str, Stage]:
-    return TABLES[name]
 
 
 def start(
@@ -298,5 +302,4 @@ def main(words: list[str]):
         print(f"{choose(run, arguments.name)} examples: {run.path(f'sft-{arguments.name}')}")
         return 0
     run = start(arguments.name, arguments.out, given, engine_options, arguments.origin, arguments.match)
-    method.run_everything(run)
-    return method.say_problems(run)
+    return method.run_everything(run)

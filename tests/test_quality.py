@@ -4,7 +4,7 @@ import ast
 
 import pytest
 
-from extras.quality import agreement, consensus, count_asserts, mutants, mutation_score
+from extras.quality import agreement, count_asserts, mutants, mutation_score
 from sandbox import Sandbox
 
 CODE = """
@@ -107,23 +107,3 @@ def test_agreement_says_whose_code_passes_whose_tests(box):
         [False, True, True, False],
         [False, True, True, False],
     ]
-
-
-def test_consensus_prefers_agreement_to_tests_that_all_pass(box):
-    ids = ["a", "b", "c", "d"]
-    samples = [
-        (WRONG, NOTHING),
-        (RIGHT, NEGATIVE),
-        (OTHER_RIGHT, NEGATIVE + "\n" + POSITIVE),
-        (WRONG, NEGATIVE),
-    ]
-    matrices = dict(agreement(box, [("there", samples), ("back", samples[::-1])]))
-    # C agrees with as many and is passed as often: the smaller id
-    assert consensus(matrices["there"], ids) == "b"
-    assert consensus(matrices["back"], ids[::-1]) == "b"
-
-
-def test_consensus_needs_a_sample_that_passes_its_own_tests():
-    assert consensus([[False, True], [True, False]], ["a", "b"]) is None
-    assert consensus([[False, True], [True, True]], ["a", "b"]) == "b"
-    assert consensus([[True]], ["only"]) == "only" and consensus([], []) is None

@@ -423,39 +423,6 @@ def weave(bits, mask):
     )
 
 
-def test_consensus_keeps_the_response_that_its_siblings_agree_with(model, tmp_path):
-    """Of three that pass their own tests, one is wrong and its tests are those that it passes; a right one
-    would read its input."""
-    main = "\n\nif __name__ == '__main__':\n    print(f(int(input())))"
-    right, also, wrong = (
-        fenced(f"def f(x):\n    return {body}")
-        for body in (f"abs(x) + 17{main}", "17 + max(x, -x)", "x + 17")
-    )
-    run = open_run(tmp_path / "run", {"model": model, "prefer": "consensus"}, {})
-    samples = [
-        (wrong, "assert f(2) == 19"),
-        (right, "assert f(-2) == 19"),
-        (also, "assert f(2) == f(-2) == 19"),
-    ]
-    plant(
-        run,
-        {
-            words(n): [
-                (response.replace("f(", f"f{n}("), fenced(tests.replace("f(", f"f{n}(")), "passed")
-                for response, tests in samples
-            ]
-            for n in range(6)
-        },
-    )
-    select(run)
-    assert [row["response_id"][-1] in "12" for row in read_rows(run.path("sft"))] == [True] * 6
-    chosen, verdicts = run.path("sft").read_bytes(), run.path("agreement").read_bytes()
-    select(run)
-    assert run.path("sft").read_bytes() == chosen and run.path("agreement").read_bytes() == verdicts, (
-        "a verdict is given once"
-    )
-
-
 def test_other_choices_of_responses_give_other_sets_of_one_size(model, tmp_path, command):
     """Twelve tasks of three responses each, of which the first passes in every second task, and one is the
     sandbox's own fault."""
@@ -568,6 +535,7 @@ def test_the_pilot_takes_the_layout_of_more_passing_responses_not_of_more_well_f
         samples = [("", "", outcome) for outcome in outcomes[run.settings.layout]]
         plant(run, {words(0): samples})
         run.path("heldout").touch()
+        return 0
 
     monkeypatch.setattr(selfcodealign, "run_everything", plant_everything)
     assert pilot.pilot(tmp_path / "pilot", {"model": model}, {}, 1000) == 0
