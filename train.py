@@ -8,13 +8,13 @@ template, a generation config that stops at the end-of-text token; beside them t
 log.jsonl (a row per step) and loss.png. It appears when training is complete. Until then everything is in
 OUT.unfinished, and the same command, on any number of GPUs, goes on from the last checkpoint there.
 
-- The loss covers the response and its end-of-text token. It is the sum of a step's token losses over their
-  number, however the step is cut into packs and dealt to GPUs: never a mean of means.
+- The loss covers the target tokens: the response and its end-of-text token. It is the sum of a step's token
+  losses over their number, however the step is cut into packs and dealt to GPUs: never a mean of means.
 - Several examples are packed in one row, without padding; attention stays within each (`packed_attention`).
-- Logits are computed for the learned tokens only, a chunk at a time (`LinearCrossEntropy`).
+- Logits are computed at the target tokens only, a chunk at a time (`LinearCrossEntropy`).
 - --precision bf16 (the paper's) takes 4 bytes per parameter, gradient included; rounding undoes most of
   a small step. mixed takes 6: bf16 arithmetic, weights kept exactly as in fp32. fp32 takes 8. The last two
-  learn more at the same rate. A 7.6B model takes 30, 46 or 61 GB before activations.
+  learn more at the same rate. Several GPUs share these bytes.
 - The saved model is bf16 whatever the precision.
 - Every random choice comes from --seed and the epoch, so a checkpoint holds no random state.
 
@@ -23,8 +23,12 @@ Differs from the paper: epochs, not stated for its main model (timings fit 2); p
 
 import argparse
 import contextlib
+import copy
+import functools
 import hashlib
+import heapq
 import json
+import logging
 import math
 import os
 import random
@@ -39,19 +43,25 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 import torch.nn.functional as F
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-from torch.distributed.tensor import DTensor, Replicate
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
 from tqdm import tqdm
 
 CHAT_TEMPLATE = Path(__file__).parent / "prompts" / "chat.jinja"
+GPU_DRIVER = Path("/dev/nvidiactl")  # there where a GPU is, whether torch can use it or not
+PEAK_FLOPS = {"A100": 312e12, "H100": 989e12, "H200": 989e12, "B200": 2250e12}  # dense bf16, data sheets
 WARMUP = 0.05  # share of the steps in which the learning rate rises (C.3)
-# Settings of speed and memory only: training may go on with others of them.
-SPEED_SETTINGS = ["out", "pack_tokens", "attention", "recompute", "shard", "checkpoint_every"]
+# Training may go on with other values of these: they change speed and memory, and the result by rounding.
+SPEED_SETTINGS = "out pack_tokens attention recompute reshard compile checkpoint_every".split()
 RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 Example = tuple[list[int], int]  # the token ids of prompt and response, and how many of them are the prompt
 say = print if RANK == 0 else lambda *_, **__: None
 warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # a single process's checkpoint
+logging.getLogger("torch._library.triton").setLevel(logging.ERROR)  # Triton is missing on every CPU
 
 
+# A class of its own, as train.py imports nothing of ours: it can be taken alone to another project.
 class BadInput(Exception):
     """A mistake of the user's, or a failing disk: ends the program with one line and exit status 2."""
 
@@ -94,7 +104,9 @@ def parse_arguments() -> argparse.Namespace:
     add("--pack-tokens", type=int, default=4096, help="tokens per forward pass, at least --max-length")
     add("--attention", default="packed", help="packed, or one of transformers' own: sdpa, eager, ..")
     add("--recompute", choices=["auto", "on", "off"], default="auto", help="gradient checkpointing")
-    add("--shard", choices=["auto", "on", "off"], default="auto", help="split the weights over the GPUs")
+    add("--reshard", choices=["auto", "on", "off"], default="auto", help="no GPU keeps the whole weights")
+    backend = "inductor" if torch.cuda.is_available() else "off"
+    add("--compile", default=backend, metavar="BACKEND", help="off, or torch.compile's, inductor on a GPU")
     add("--checkpoint-every", type=int, default=100, metavar="STEPS")
     arguments = parser.parse_args()
     for name in ("epochs", "batch_size", "max_length", "checkpoint_every"):
@@ -154,23 +166,27 @@ def encode_pairs(pairs, tokenizer, max_length: int, share: float) -> tuple[list[
     return examples, validation
 
 
-def learned_tokens(examples: list[Example]) -> int:
+def count_targets(examples: list[Example]) -> int:
     return sum(len(ids) - prompt_length for ids, prompt_length in examples)
 
 
-def best_fit(examples: list[Example], capacity: int) -> list[list[Example]]:
-    """Packs of at most `capacity` tokens: longest example first, each into the fullest pack with room."""
-    packs, room = [], []
-    for example in sorted(examples, key=lambda example: -len(example[0])):
-        with_room = [index for index in range(len(packs)) if room[index] >= len(example[0])]
-        if not with_room:
-            with_room = [len(packs)]
-            packs.append([])
-            room.append(capacity)
-        fullest = min(with_room, key=lambda index: room[index])
-        packs[fullest].append(example)
-        room[fullest] -= len(example[0])
-    return packs
+def balanced_packs(examples: list[Example], capacity: int, multiple: int) -> list[list[Example]]:
+    """The fewest packs of at most `capacity` tokens, a multiple of `multiple`, alike in size, largest first.
+
+    Longest example first, each into the emptiest pack. Some packs are empty where examples are too few.
+    """
+    longest_first = sorted(examples, key=lambda example: -len(example[0]))
+    fewest = sum(len(ids) for ids, _ in examples) / capacity
+    number = multiple * max(1, math.ceil(fewest / multiple))
+    while True:
+        packs = [(0, place, []) for place in range(number)]
+        for example in longest_first:
+            tokens, place, pack = packs[0]
+            heapq.heapreplace(packs, (tokens + len(example[0]), place, [*pack, example]))
+        packs.sort(reverse=True)
+        if packs[0][0] <= capacity:
+            return [pack for _, _, pack in packs]
+        number += multiple
 
 
 def make_pack(examples: list[Example], device) -> dict:
@@ -194,11 +210,9 @@ def make_pack(examples: list[Example], device) -> dict:
 
 def my_packs(examples: list[Example], pack_tokens: int, device) -> list[dict]:
     """This GPU's packs of a step: as many on each, of like size at a time, since GPUs wait for each other."""
-    packs = best_fit(examples, pack_tokens)
     nothing_to_learn = [([0], 1)]
-    packs += [nothing_to_learn] * (-len(packs) % WORLD)
-    packs.sort(key=lambda pack: -sum(len(ids) for ids, _ in pack))
-    return [make_pack(pack, device) for pack in packs[RANK::WORLD]]
+    packs = balanced_packs(examples, pack_tokens, WORLD)
+    return [make_pack(pack or nothing_to_learn, device) for pack in packs[RANK::WORLD]]
 
 
 # ------------------------------------------------------------------------------------------------------ loss
@@ -215,16 +229,22 @@ def packed_attention(module, query, key, value, mask, scaling=None, **options):
         raise BadInput("packed attention does not do this model's sliding window: take --attention sdpa")
     sharing = query.shape[1] // key.shape[1]  # so many query heads share a key head
     if query.is_cuda and query.dtype == torch.bfloat16:
-        from torch.nn.attention.varlen import varlen_attn
-
-        states = [states[0].transpose(0, 1).contiguous() for states in (query, key, value)]  # (T, H, D)
-        causal = {"window_size": (-1, 0), "scale": scaling, "enable_gqa": sharing > 1}
-        return varlen_attn(*states, bounds, bounds, longest, longest, **causal)[None], None
+        return varlen_attention(query, key, value, bounds, longest, scaling), None
     key, value = (states.repeat_interleave(sharing, dim=1) for states in (key, value))
     lengths = bounds.diff().tolist()
     parts = zip(*(states.split(lengths, dim=2) for states in (query, key, value)))
     attended = [F.scaled_dot_product_attention(*part, is_causal=True, scale=scaling) for part in parts]
     return torch.cat(attended, dim=2).transpose(1, 2), None
+
+
+def varlen_attention(query, key, value, bounds, longest: int, scaling):
+    """packed_attention by one kernel of torch's own, for CUDA and bf16. Gives (1, T, H, D)."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    shared = query.shape[1] > key.shape[1]
+    states = [states[0].transpose(0, 1).contiguous() for states in (query, key, value)]  # (T, H, D)
+    causal = {"window_size": (-1, 0), "scale": scaling, "enable_gqa": shared}
+    return varlen_attn(*states, bounds, bounds, longest, longest, **causal)[None]
 
 
 class LinearCrossEntropy(torch.autograd.Function):
@@ -259,7 +279,7 @@ class LinearCrossEntropy(torch.autograd.Function):
 
 
 class Learner(torch.nn.Module):
-    """The model as a function from a pack to the sum of its token losses: what DDP and FSDP wrap."""
+    """The model as a function from a pack to the sum of its token losses: the unit that FSDP splits."""
 
     def __init__(self, model):
         super().__init__()
@@ -272,23 +292,37 @@ class Learner(torch.nn.Module):
 
 
 def mean_loss(learner, examples: list[Example], pack_tokens: int, device, learn: bool) -> float:
-    """The loss per learned token, over all GPUs; with `learn`, its gradient is left in the weights."""
-    learned = learned_tokens(examples)
-    packs = my_packs(examples, pack_tokens, device)
+    """The loss per target token, over all GPUs; with `learn`, its gradient is left in the weights."""
+    targets = count_targets(examples)
     # A step has a few packs, a validation thousands.
     total = torch.zeros((), dtype=torch.float32 if learn else torch.float64, device=device)
     learner.train(learn)
-    for number, pack in enumerate(packs, 1):
-        waiting = hasattr(learner, "no_sync") and number < len(packs)
-        with learner.no_sync() if waiting else contextlib.nullcontext(), torch.set_grad_enabled(learn):
+    for pack in my_packs(examples, pack_tokens, device):
+        with torch.set_grad_enabled(learn):
             loss = learner(pack)
-            if learn:
-                (loss * (WORLD / learned)).backward()  # DDP and FSDP take the mean over the GPUs
+        if learn:
+            (loss * (WORLD / targets)).backward()  # FSDP takes the mean over the GPUs
         total += loss.detach()
     total = total.double()
     if WORLD > 1:
         dist.all_reduce(total)
-    return total.item() / learned
+    return total.item() / targets
+
+
+def step_flops(model, examples: list[Example]) -> tuple[int, int]:
+    """Floating-point operations of a step, forward and backward: as commonly published, 6 N + 12 L d T per
+    token of an example of T tokens, and those needed: causal attention, the head at target tokens only."""
+    config = model.config.get_text_config()
+    heads, layers = config.num_attention_heads, config.num_hidden_layers
+    width = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
+    parameters = sum(weight.numel() for weight in model.parameters())
+    embeddings = {model.get_input_embeddings().weight, model.get_output_embeddings().weight}  # one if tied
+    head = model.get_output_embeddings().weight.numel()
+    body = parameters - sum(weight.numel() for weight in embeddings)
+    tokens = sum(len(ids) for ids, _ in examples)
+    attention = 12 * layers * width * sum(len(ids) ** 2 for ids, _ in examples)
+    needed = 6 * body * tokens + 6 * head * count_targets(examples) + attention // 2
+    return 6 * parameters * tokens + attention, needed
 
 
 # ------------------------------------------------------------------------------------------------- optimizer
@@ -298,31 +332,16 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
     return peak * (step / rising if step <= rising else (steps - step + 1) / (steps - rising))
 
 
-def adafactor(gradient, state: dict, step: int, rate: float):
-    """The update of Adafactor with an external rate: no relative step, no scaling by the weights (C.3)."""
-    decay = 1 - step**-0.8
-    square = gradient**2 + 1e-30
-    if gradient.dim() >= 2:
-        state["row"].mul_(decay).add_(square.mean(dim=-1), alpha=1 - decay)
-        state["column"].mul_(decay).add_(square.mean(dim=-2), alpha=1 - decay)
-        row = (state["row"] / state["row"].mean(dim=-1, keepdim=True)).rsqrt_()
-        update = row.unsqueeze(-1) * state["column"].rsqrt().unsqueeze(-2) * gradient
-    else:
-        update = state["square"].mul_(decay).add_(square, alpha=1 - decay).rsqrt() * gradient
-    size = update.norm(2) / update.numel() ** 0.5
-    return update.div_(size.clamp_(min=1.0)).mul_(rate)
-
-
 def new_state(weight, precision: str) -> dict:
     """What is kept of a weight: fp32 means of squared gradients and, if `mixed`, the low half of its bits."""
-    zeros = torch.zeros_like(weight, dtype=torch.float32, requires_grad=False)
-    matrix = weight.dim() >= 2
-    state = {"row": zeros.mean(dim=-1), "column": zeros.mean(dim=-2)} if matrix else {"square": zeros}
-    for name, tensor in state.items():
-        if isinstance(tensor, DTensor) and tensor.placements[0].is_partial():  # each GPU has a part of a sum
-            state[name] = tensor.redistribute(placements=[Replicate()])
+    zeros_like = lambda tensor, dtype: torch.zeros_like(tensor, dtype=dtype, requires_grad=False)
+    if weight.dim() >= 2:
+        state = {"row": zeros_like(weight[..., 0], torch.float32)}
+        state["column"] = zeros_like(weight[..., 0, :], torch.float32)
+    else:
+        state = {"square": zeros_like(weight, torch.float32)}
     if precision == "mixed" and weight.dtype == torch.bfloat16:
-        state["low"] = torch.zeros_like(weight, dtype=torch.int16, requires_grad=False)
+        state["low"] = zeros_like(weight, torch.int16)
     return state
 
 
@@ -338,27 +357,91 @@ def join_halves(high, low):
     return ((high.view(torch.int16).to(torch.int32) << 16) + low).view(torch.float32)
 
 
+# Adafactor with an external rate: no relative step, no scaling by the weights (C.3). Three passes over the
+# rows that this GPU has of a weight; between them the GPUs add up their sums, for all weights at once.
+def observe(gradient, state: dict, fresh):
+    """Take squares into the running means, of which they become the share `fresh`. Gives a matrix's sums over
+    rows: of each column's squares (C) and, last, of the rows' running means."""
+    square = gradient.float() ** 2 + 1e-30
+    if gradient.dim() < 2:
+        state["square"].mul_(1 - fresh).add_(square * fresh)
+        return square.new_zeros(0)
+    state["row"].mul_(1 - fresh).add_(square.mean(dim=-1) * fresh)
+    return torch.cat([square.sum(dim=-2), state["row"].sum(dim=-1, keepdim=True)], dim=-1)
+
+
+def unclipped(gradient, state: dict, sums, rows: int):
+    if gradient.dim() < 2:
+        return state["square"].rsqrt() * gradient.float()
+    row = (state["row"] / (sums[..., -1:] / rows)).rsqrt()
+    return row.unsqueeze(-1) * state["column"].rsqrt().unsqueeze(-2) * gradient.float()
+
+
+def measure(gradient, state: dict, fresh, sums, rows: int):
+    """The sums of squares of the update and of the gradient."""
+    if gradient.dim() >= 2:
+        state["column"].mul_(1 - fresh).add_(sums[..., :-1] / rows * fresh)
+    update = unclipped(gradient, state, sums, rows)
+    return torch.stack([update.square().sum(), gradient.float().square().sum()])
+
+
+def apply(weight, gradient, state: dict, rate, sums, size, rows: int):
+    """Subtract the update, divided by the root of its mean square, `size`, where that is over 1."""
+    update = unclipped(gradient, state, sums, rows) * (rate / size.clamp(min=1.0))
+    if "low" in state:
+        high, low = split_halves(join_halves(weight, state["low"]) - update)
+        weight.copy_(high)
+        state["low"].copy_(low)
+    else:
+        weight.copy_(weight.float() - update)
+
+
+@functools.cache
+def compiled(function, backend: str):
+    return function if backend == "off" else torch.compile(function, backend=backend, dynamic=True)
+
+
+def add_over_gpus(tensors: list):
+    """Replace each by its sum over the GPUs, with one all-reduce."""
+    if WORLD > 1:
+        whole = torch.cat([tensor.flatten() for tensor in tensors])
+        dist.all_reduce(whole)
+        for tensor, total in zip(tensors, whole.split([tensor.numel() for tensor in tensors])):
+            tensor.copy_(total.view_as(tensor))
+
+
 @torch.no_grad()
-def optimize(weights: dict, states: dict, step: int, rate: float):
-    """One step, counted from 1, on every weight; uses up the gradients."""
+def optimize(weights: dict, states: dict, step: int, rate: float, backend: str = "off") -> float:
+    """One step, counted from 1, on every weight; uses up the gradients. Gives their common norm."""
     local = lambda tensor: tensor.to_local() if isinstance(tensor, DTensor) else tensor
-    for name, weight in weights.items():
-        update = local(adafactor(weight.grad.float(), states[name], step, rate))
+    gradients = [local(weight.grad) for weight in weights.values()]
+    parts = [{key: local(tensor) for key, tensor in states[name].items()} for name in weights]
+    rows = [weight.shape[-2] if weight.dim() > 1 else 1 for weight in weights.values()]
+    # As tensors, since a function is compiled anew for another number.
+    rate, fresh = (torch.tensor(value, device=gradients[0].device) for value in (rate, step**-0.8))
+    sums = [compiled(observe, backend)(gradient, part, fresh) for gradient, part in zip(gradients, parts)]
+    # Weights are split by their first dimension: with more than two, every matrix is whole on one GPU.
+    add_over_gpus([total for total in sums if total.dim() == 1])
+    norms = [
+        compiled(measure, backend)(*each[:2], fresh, *each[2:]) for each in zip(gradients, parts, sums, rows)
+    ]
+    add_over_gpus(norms)
+    for weight, gradient, part, total, norm, row in zip(
+        weights.values(), gradients, parts, sums, norms, rows
+    ):
+        compiled(apply, backend)(
+            local(weight), gradient, part, rate, total, (norm[0] / weight.numel()).sqrt(), row
+        )
         weight.grad = None
-        weight, low = local(weight), local(states[name].get("low"))
-        if low is None:
-            weight.copy_(weight.float() - update)
-        else:
-            high, rest = split_halves(join_halves(weight, low) - update)
-            weight.copy_(high)
-            low.copy_(rest)
+    return torch.stack(norms)[:, 1].sum().sqrt().item()
 
 
 # ----------------------------------------------------------------------------------------------------- model
-def load(arguments):
-    """Model and tokenizer, the chat template set and every dropout at 0 (C.3). Raises BadInput."""
+def read_model(arguments) -> tuple[dict, object]:
+    """What transformers builds the model from, every dropout at 0 (C.3), and the tokenizer with its chat
+    template. Raises BadInput."""
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # one line of ours instead of its retries
-    from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AttentionInterface, AutoConfig, AutoTokenizer
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
@@ -369,27 +452,62 @@ def load(arguments):
         for key, value in config.to_dict().items():
             if isinstance(value, float) and ("dropout" in key or key.endswith("pdrop")):
                 setattr(config, key, 0.0)
-        options = {"config": config, "dtype": dtype, "attn_implementation": arguments.attention}
-        model = AutoModelForCausalLM.from_pretrained(name, **options)
         tokenizer = AutoTokenizer.from_pretrained(name)
     if tokenizer.eos_token_id is None:
         raise BadInput(f"the tokenizer of {name} has no end-of-text token")
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+    if len(tokenizer) > config.get_text_config().vocab_size:
         raise BadInput(f"the tokenizer of {name} has {len(tokenizer)} tokens, its model fewer")
     if arguments.chat_template == "new":
         tokenizer.chat_template = CHAT_TEMPLATE.read_text()
     elif not tokenizer.chat_template:
         raise BadInput(f"the tokenizer of {name} has no chat template to keep")
-    model.generation_config.eos_token_id = tokenizer.eos_token_id
-    return model, tokenizer
+    return {"config": config, "dtype": dtype, "attn_implementation": arguments.attention}, tokenizer
+
+
+def fingerprint(name: str, config) -> str:
+    """The hub's commit, or a hash of a folder's config.json and of 16 places in each file of weights."""
+    if not (folder := Path(name)).is_dir():
+        return str(getattr(config, "_commit_hash", None))
+    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}".encode())
+        with path.open("rb") as file:
+            for part in range(16):
+                file.seek(size * part // 16)
+                digest.update(file.read(4096))
+    return digest.hexdigest()
+
+
+def build(options: dict, device):
+    """A model of these options with random weights, or on the meta device with none. Raises BadInput."""
+    from transformers import AutoModelForCausalLM
+
+    with one_line("build the model"), torch.device(device):
+        return AutoModelForCausalLM.from_config(**options)
 
 
 @torch.no_grad()
-def check_architecture(model, examples: list[Example]):
+def check_architecture(options: dict, examples: list[Example], device):
     """Refuse a model whose logits are more than the product with one matrix, which LinearCrossEntropy takes
-    them for, or in which packed examples see each other. Raises BadInput."""
+    them for, or in which packed examples see each other. Raises BadInput.
+
+    Checked on the device of training, with a small random model of the same kind.
+    """
+    options = options | {"config": copy.deepcopy(options["config"])}
+    config = options["config"].get_text_config()
+    kinds = getattr(config, "layer_types", None) or [None]
+    config.num_hidden_layers = max(2, *(kinds.index(kind) + 1 for kind in kinds))  # one layer of each kind
+    model = build(options, device).eval()
+    for weight in model.parameters():
+        if weight.dim() < 2:
+            weight.uniform_(0.5, 1.5)  # a bias begins at 0, and would not be seen
+        else:
+            weight.normal_(std=weight.shape[-1] ** -0.5)  # so that what attention brings is not small
+    model.get_output_embeddings().weight.normal_()  # logits so large that a limit on them shows
+
     examples = [(ids[: prompt_length + 64], prompt_length) for ids, prompt_length in examples[:2]]
-    inputs = make_pack(examples, model.get_input_embeddings().weight.device)["inputs"]
+    inputs = make_pack(examples, device)["inputs"]
     hidden = model.base_model(**inputs, use_cache=False).last_hidden_state
     product = F.linear(hidden, model.get_output_embeddings().weight)
     logits = model(**inputs, use_cache=False).logits
@@ -399,38 +517,78 @@ def check_architecture(model, examples: list[Example]):
     inputs["input_ids"][:, :first] = inputs["input_ids"][:, :first].flip(1)
     changed = model.base_model(**inputs, use_cache=False).last_hidden_state
     if not torch.allclose(changed[:, first:].float(), hidden[:, first:].float(), rtol=1e-3, atol=1e-3):
-        attention = f"--attention {model.config._attn_implementation}"
+        attention = f"--attention {options['attn_implementation']}"
         raise BadInput(f"packed examples see each other in this model with {attention}: take sdpa or eager")
 
 
-def distribute(model, arguments, device):
-    """The learner on its device: alone, a copy on each GPU, or split over them where it does not fit one."""
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if device.type == "cuda":
-        memory = torch.cuda.get_device_properties(device).total_memory
+def memory_settings(model, arguments, memory: int) -> tuple[bool, bool]:
+    """Whether to reshard and to recompute where the arguments leave it open, given bytes per GPU. An estimate
+    that leaves 30 % for what it does not count."""
+    parameters = sum(weight.numel() for weight in model.parameters())
     bytes_each = {"bf16": 4, "mixed": 6, "fp32": 8}[arguments.precision]  # weight, gradient, low half
-    resident = bytes_each * sum(weight.numel() for weight in model.parameters())
+    split, whole = bytes_each * parameters / WORLD, model.dtype.itemsize * parameters * (WORLD > 1)
     # The usual layer keeps its inputs, queries, keys, values, output, and four rows as wide as the MLP.
     config = model.config.get_text_config()
     per_token = config.num_hidden_layers * (14 * config.hidden_size + 4 * config.intermediate_size)
     activations = model.dtype.itemsize * arguments.pack_tokens * per_token
-    # Turn on gradient checkpointing where activations do not fit.
-    too_large = resident + activations >= 0.8 * memory
-    if arguments.recompute == "on" or (arguments.recompute == "auto" and too_large):
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    shard = arguments.shard == "on" or (arguments.shard == "auto" and resident >= 0.8 * memory)
-    if WORLD > 1 and shard:
-        from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+    recompute, reshard = arguments.recompute, arguments.reshard
+    recompute = recompute == "on" or (recompute == "auto" and split + activations > 0.7 * memory)
+    needed = split + whole + activations * (not recompute)
+    return reshard == "on" or (reshard == "auto" and needed > 0.7 * memory), recompute
 
-        policy = MixedPrecisionPolicy(reduce_dtype=torch.float32)
-        options = {"mesh": init_device_mesh(device.type, (WORLD,)), "mp_policy": policy}
-        for layer in next(module for module in model.modules() if isinstance(module, torch.nn.ModuleList)):
-            fully_shard(layer, **options)
-        return fully_shard(Learner(model), **options)
-    learner = Learner(model.to(device))
+
+def layers_of(model):
+    return next(module for module in model.modules() if isinstance(module, torch.nn.ModuleList))
+
+
+def shard(model, mesh, reshard: bool) -> Learner:
+    """The learner with the rows of every weight split over the GPUs."""
+    settings = {"mesh": mesh, "mp_policy": MixedPrecisionPolicy(reduce_dtype=torch.float32)}
+    for layer in layers_of(model):
+        fully_shard(layer, reshard_after_forward=reshard, **settings)
+    return fully_shard(Learner(model), reshard_after_forward=False, **settings)
+
+
+@torch.no_grad()
+def deal_weights(loaded, model, device):
+    """Give each GPU its part of the weights, and the buffers, of the model that rank 0 has loaded."""
+    tensors = lambda model: dict(model.named_parameters()) | dict(model.named_buffers())
+    source = tensors(loaded) if RANK == 0 else {}
+    model.to_empty(device=device)
+    for name, tensor in tensors(model).items():
+        whole = torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
+        if RANK == 0:
+            whole.copy_(source[name])
+        dist.broadcast(whole, 0)
+        if isinstance(tensor, DTensor):
+            whole = distribute_tensor(whole, tensor.device_mesh, tensor.placements, src_data_rank=None)
+        tensor.copy_(whole)
+
+
+def make_learner(options: dict, arguments, device) -> Learner:
+    """The learner on its device. Of several ranks, only the first holds the whole model, in host memory."""
+    from transformers import AutoModelForCausalLM
+
+    if RANK == 0:
+        with one_line(f"load the model {arguments.model}"):
+            model = loaded = AutoModelForCausalLM.from_pretrained(arguments.model, **options)
     if WORLD > 1:
-        return torch.nn.parallel.DistributedDataParallel(learner, gradient_as_bucket_view=True)
+        model = build(options, "meta")
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / WORLD
+    if device.type == "cuda":
+        memory = torch.cuda.get_device_properties(device).total_memory
+    reshard, recompute = memory_settings(model, arguments, memory)
+    if recompute:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if arguments.compile != "off":
+        for layer in layers_of(model):
+            layer.compile(backend=arguments.compile, dynamic=True)
+    if WORLD == 1:
+        return Learner(model.to(device))
+    learner = shard(model, init_device_mesh(device.type, (WORLD,)), reshard)
+    deal_weights(loaded if RANK == 0 else None, model, device)
+    if RANK == 0:
+        model.generation_config = loaded.generation_config
     return learner
 
 
@@ -498,6 +656,7 @@ def save_model(out: Path, unfinished: Path, settings: dict, model, tokenizer):
     if RANK > 0:
         return
     made = unfinished / "model"
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
     weights = {name: weight.to(torch.bfloat16) for name, weight in weights.items()}
     model.config.dtype = torch.bfloat16
     with one_line(f"write {made}"):
@@ -520,39 +679,64 @@ def plot(log: Path, image: Path):
     for name, style in (("loss", "-"), ("validation_loss", "o--")):
         if points := [(row["step"], row[name]) for row in rows if name in row]:
             axes.plot(*zip(*points), style, label=name)
-    axes.set(xlabel="step", ylabel="loss per learned token")
+    axes.set(xlabel="step", ylabel="loss per target token")
     axes.legend()
     figure.savefig(image)
 
 
 # -------------------------------------------------------------------------------------------------- the loop
 def start_processes() -> torch.device:
-    """This process's device; where torchrun started several processes, they are connected."""
+    """This process's device; where torchrun started several processes, they are connected. Raises BadInput
+    where a GPU is there that torch cannot use: no training on the CPU that nobody asked for."""
     device = torch.device("cpu")
     if torch.cuda.is_available():
         device = torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}")
         torch.cuda.set_device(device)
+    elif GPU_DRIVER.exists() and os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1"):
+        with one_line("use the GPU (to train on the CPU, set CUDA_VISIBLE_DEVICES=-1)"):
+            torch.cuda.init()  # says why
+            raise RuntimeError("torch finds none")
     if WORLD > 1:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     return device
 
 
-def train(arguments):
-    pairs = read_pairs(arguments.data)
+def read_settings(arguments, options: dict, tokenizer) -> dict:
+    """What train.json keeps; training goes on only where all but SPEED_SETTINGS are the same."""
     settings = vars(arguments) | {"data": str(arguments.data), "out": str(arguments.out), "warmup": WARMUP}
     settings["data_sha256"] = hashlib.sha256(arguments.data.read_bytes()).hexdigest()
+    settings["chat_template_sha256"] = hashlib.sha256(tokenizer.chat_template.encode()).hexdigest()
+    settings["model_sha256"] = fingerprint(arguments.model, options["config"])
+    return settings
+
+
+def speed_of(batch: list[Example], seconds: float, flops: tuple[int, int], device) -> dict:
+    """Tokens per second and, on a GPU, the peak of its memory and the shares of its data sheet's FLOPS that
+    both counts of `step_flops` come to."""
+    speed = {"tokens_per_second": sum(len(ids) for ids, _ in batch) / seconds}
+    if device.type == "cuda":
+        speed["peak_gb"] = torch.cuda.max_memory_allocated() / 1e9
+        name = torch.cuda.get_device_name(device)
+        for peak in (flops for model, flops in PEAK_FLOPS.items() if model in name):
+            speed["mfu"], speed["mfu_needed"] = (count / seconds / peak / WORLD for count in flops)
+    return speed
+
+
+def train(arguments):
+    pairs = read_pairs(arguments.data)
+    options, tokenizer = read_model(arguments)
+    settings = read_settings(arguments, options, tokenizer)
     unfinished = Path(f"{arguments.out}.unfinished")
     if is_trained(arguments.out, unfinished, settings):
         if RANK == 0 and (unfinished / "train.json").exists():  # killed before the last clean-up
             shutil.rmtree(unfinished)
         return say(f"{arguments.out} is trained already")
     device = start_processes()
-    model, tokenizer = load(arguments)
     examples, validation = encode_pairs(pairs, tokenizer, arguments.max_length, arguments.validation_share)
-    check_architecture(model, examples)
+    check_architecture(options, examples, device)
 
-    learner = distribute(model, arguments, device)
-    weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    learner = make_learner(options, arguments, device)
+    weights = {name: weight for name, weight in learner.model.named_parameters() if weight.requires_grad}
     states = {name: new_state(weight, arguments.precision) for name, weight in weights.items()}
     tensors = {"weights": {name: weight.detach() for name, weight in weights.items()}, "states": states}
     done, log = resume(unfinished, settings, tensors), unfinished / "log.jsonl"
@@ -577,25 +761,22 @@ def train(arguments):
             loss = mean_loss(learner, batch, arguments.pack_tokens, device, learn=True)
             if not math.isfinite(loss):
                 raise BadInput(f"the loss of step {step} is {loss}: --lr is too high, or the model is broken")
-            norm = torch.nn.utils.get_total_norm([weight.grad for weight in weights.values()])
-            norm = (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
             rate = learning_rate(step, steps, arguments.lr)
-            optimize(weights, states, step, rate)
+            norm = optimize(weights, states, step, rate, arguments.compile)
 
-            tokens = sum(len(ids) for ids, _ in batch)
-            speed = tokens / (time.monotonic() - started)
             row = {"step": step, "epoch": epoch, "loss": loss, "lr": rate, "gradient_norm": norm}
-            row |= {"tokens": tokens, "learned_tokens": learned_tokens(batch), "tokens_per_second": speed}
-            if device.type == "cuda":
-                row["peak_gb"] = torch.cuda.max_memory_allocated() / 1e9
+            row |= {"tokens": sum(len(ids) for ids, _ in batch), "target_tokens": count_targets(batch)}
+            row |= speed_of(batch, time.monotonic() - started, step_flops(learner.model, batch), device)
             append_row(log, row)
-            bar.set_postfix_str(f"loss {loss:.3f}, lr {rate:.1e}, {speed:.0f} tokens/s", refresh=False)
+            shown = f"loss {loss:.3f}, lr {rate:.1e}, {row['tokens_per_second']:.0f} tokens/s"
+            shown += f", MFU {row['mfu']:.0%} ({row['mfu_needed']:.0%})" if "mfu" in row else ""
+            bar.set_postfix_str(shown, refresh=False)
             bar.update()
             if validation and step % per_epoch == 0:
                 validate(step)
             if step % arguments.checkpoint_every == 0 or step == steps:
                 save_checkpoint(unfinished, step, tensors)
-    save_model(arguments.out, unfinished, settings, model, tokenizer)
+    save_model(arguments.out, unfinished, settings, learner.model, tokenizer)
     say(f"trained model: {arguments.out}")
 
 

@@ -29,6 +29,17 @@ import train
 CLOCKS = {"wall": time.monotonic, "cpu": time.process_time}
 
 
+def count_best_fit(examples, capacity: int) -> int:
+    """Of TRL's rows: longest example first, each into the fullest row with room."""
+    room = []
+    for length in sorted((len(ids) for ids, _ in examples), reverse=True):
+        best = min((left for left in room if left >= length), default=capacity)
+        if best in room:
+            room.remove(best)
+        room.append(best - length)
+    return len(room)
+
+
 def ours(arguments, data: Path, out: Path) -> list[dict]:
     train.time = SimpleNamespace(monotonic=CLOCKS[arguments.clock])
     train.WARMUP = 0
@@ -43,17 +54,18 @@ def ours(arguments, data: Path, out: Path) -> list[dict]:
 def trl(arguments, data: Path, out: Path, packing: bool) -> list[dict]:
     import torch
     from datasets import Dataset
-    from transformers import TrainerCallback
+    from transformers import AutoModelForCausalLM, TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
     settings = {"precision": "bf16", "attention": "sdpa", "chat_template": "new"}
-    model, tokenizer = train.load(SimpleNamespace(model=arguments.model, **settings))
+    options, tokenizer = train.read_model(SimpleNamespace(model=arguments.model, **settings))
+    model = AutoModelForCausalLM.from_pretrained(arguments.model, **options)
     encoded = [train.encode_example(tokenizer, *pair) for pair in train.read_pairs(data)]
     encoded = [(ids[: arguments.max_length], prompt) for ids, prompt in encoded]
     tokens = sum(len(ids) for ids, _ in encoded)
     mask = [[0] * prompt + [1] * (len(ids) - prompt) for ids, prompt in encoded]
     columns = [{"input_ids": ids, "completion_mask": learned} for (ids, _), learned in zip(encoded, mask)]
-    rows = len(train.best_fit(encoded, arguments.max_length)) if packing else len(encoded)
+    rows = count_best_fit(encoded, arguments.max_length) if packing else len(encoded)
     at_once = 1 if packing else 4
     settings = SFTConfig(
         output_dir=str(out),
