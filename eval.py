@@ -216,20 +216,23 @@ def write_prompt(benchmark: str, task: str, prompt: str, tokenizer) -> tuple[str
     return tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True), []
 
 
-def generate(model: str, jobs: list[Job]):
+def generate(model: str, jobs: list[Job], engine_options: dict):
     """Add the missing answers of a model's jobs to their files, each as soon as it is finished."""
     prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # this process holds the engine: it ends with its parent
-    engine = start_engine(model, context=CONTEXT)
-    all_requests = [list(make_requests(job, model, engine)) for job in jobs]  # refused before any is answered
-    for job, requests in zip(jobs, all_requests):
+    with contextlib.ExitStack() as stack:
+        engine = stack.enter_context(contextlib.closing(start_engine(model, CONTEXT, **engine_options)))
+        requests, file_of = [], {}
+        for job in jobs:
+            file = stack.enter_context(Appender(job.folder / "answers.jsonl"))
+            of_job = list(make_requests(job, model, engine))
+            requests, file_of = requests + of_job, file_of | {request.id: file for request in of_job}
         tokens, started = 0, time.monotonic()
-        bar = progress(stream(engine, requests), total=len(requests), desc=job.benchmark, unit="answer")
-        with Appender(job.folder / "answers.jsonl") as file:
-            for request, completion in bar:
-                answer = {"raw": completion.text, "finished": completion.finished}
-                file.append(request.row | answer | {"tokens": completion.tokens})
-                tokens += completion.tokens
-                bar.set_postfix_str(f"{tokens / (time.monotonic() - started):.0f} tokens/s", refresh=False)
+        bar = progress(stream(engine, requests), total=len(requests), desc="generate", unit="answer")
+        for request, completion in bar:
+            answer = {"raw": completion.text, "finished": completion.finished}
+            file_of[request.id].append(request.row | answer | {"tokens": completion.tokens})
+            tokens += completion.tokens
+            bar.set_postfix_str(f"{tokens / (time.monotonic() - started):.0f} tokens/s", refresh=False)
 
 
 def make_requests(job: Job, model: str, engine) -> Iterator[Request]:
@@ -283,7 +286,7 @@ def samples_of(job: Job) -> list[tuple[str, str]]:
 # --------------------------------------------------------------------------------------------------- verdicts
 
 
-def evaluate(jobs: list[Job], workers: int):
+def evaluate(jobs: list[Job], workers: int, engine_options: dict):
     """Generate what is missing, one model after another; then score all models on a benchmark together."""
     with contextlib.ExitStack() as locks:
         for job in jobs:
@@ -295,7 +298,7 @@ def evaluate(jobs: list[Job], workers: int):
             if model and any(job.missing_answers() for job in asked):
                 # In a process that ends with its engine: EvalPlus forks this one for each answer.
                 with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as child:
-                    child.submit(generate, model, asked).result()
+                    child.submit(generate, model, asked, engine_options).result()
         for benchmark in dict.fromkeys(job.benchmark for job in waiting):
             score([job for job in waiting if job.benchmark == benchmark], workers)
 
@@ -564,6 +567,8 @@ def parse_arguments() -> argparse.Namespace:
     add("--max-tokens", type=int, default=768, help="new tokens per answer (EvalPlus: 768)")
     add("--limit", type=int, help="only the first tasks, for a quick look")
     add("--workers", type=int, default=len(os.sched_getaffinity(0)), help="answers checked at a time")
+    add("--server", help="addresses, a comma between, of OpenAI-compatible servers that have the models")
+    add("--tensor-parallel", type=int, default=1, help="GPUs that hold a model")
     add("--compare", nargs="+", type=Path, metavar="DIR", help="the folder of A, then of one or more B")
     add("--table", nargs="+", type=Path, metavar="DIR", help="the folders of several models")
     return parser.parse_args()
@@ -611,7 +616,8 @@ def run(given: argparse.Namespace):
         for benchmark, (tasks, md5) in loaded.items():
             folder = out / benchmark if len(loaded) > 1 else out
             jobs.append(make_job(given, model, prompt, benchmark, tasks, md5, folder))
-    evaluate(jobs, given.workers)
+    engine_options = {"server": given.server, "tensor_parallel": given.tensor_parallel, "data_parallel": None}
+    evaluate(jobs, given.workers, engine_options)
     table(given.out, None)
 
 

@@ -32,6 +32,7 @@ import functools
 import importlib
 import itertools
 import math
+import os
 import queue
 import random
 import re
@@ -99,9 +100,9 @@ def add_settings(parser: argparse.ArgumentParser) -> dict:
 def add_engine_options(parser: argparse.ArgumentParser):
     title = "engine of this start; not recorded"
     add = parser.add_argument_group(title, argument_default=argparse.SUPPRESS).add_argument
-    add("--server", help="address of an OpenAI-compatible server that has the model")
-    add("--engines", type=positive(int), help="engine processes (default: by the number of GPUs)")
+    add("--server", help="addresses, a comma between, of OpenAI-compatible servers that have the model")
     add("--tensor-parallel", type=positive(int), help="GPUs per copy of the model (default: 1)")
+    add("--data-parallel", type=positive(int), help="copies of the model (default: as many as GPUs hold)")
 
 
 def positive(kind: type) -> Callable[[str], float]:
@@ -121,7 +122,7 @@ def share(text: str) -> float:
 
 
 ADJUSTABLE = ("limit", "workers")  # may change from start to start: no row on disk depends on them
-ENGINE = ("server", "engines", "tensor_parallel")
+ENGINE = ("server", "tensor_parallel", "data_parallel")
 WITH_SHOTS = ("concepts", "instructions", "responses")  # the stages that --shots counts for
 
 # ------------------------------------------------------------------------------------------------- run folder
@@ -168,7 +169,15 @@ class Run(Folder):
         return int(self.settings.shots.split(",")[WITH_SHOTS.index(stage)])
 
     def sandbox(self) -> Sandbox:
-        return Sandbox(self.settings.workers, self.settings.timeout, self.settings.memory_mb)
+        """Uses the cores that a running engine leaves."""
+        engine_cores = self.engine.cores if "engine" in vars(self) else 0
+        workers = self.settings.workers or max(1, len(os.sched_getaffinity(0)) - engine_cores)
+        return Sandbox(workers, self.settings.timeout, self.settings.memory_mb)
+
+    def close(self):
+        """End the engine: no process of it is left, no memory of the GPU taken."""
+        if "engine" in vars(self):
+            self.engine.close()
 
 
 def stages_of(config: dict) -> dict[str, Stage]:
@@ -326,7 +335,7 @@ def build_requests(
 # ------------------------------------------------------------------------------------ 2.1, B: source -> seeds
 
 BY_JUDGE = ("insufficient_docstring", "prompt_too_long")  # rejects of code that is no near-duplicate
-JUDGED_AT_A_TIME = 128  # in the candidates' order: more would be judged in vain once the limit is reached
+JUDGED_AT_A_TIME = 128  # of a run with a limit: more would be judged in vain once it is reached
 
 
 def gather_seeds(run: Run):
@@ -396,7 +405,8 @@ def judge(run: Run, candidates: Iterator[dict]) -> Iterator[dict]:
     function again.
     """
     least = run.settings.judge
-    while batch := list(itertools.islice(candidates, JUDGED_AT_A_TIME if least else 1)):
+    at_a_time = 1 if not least else JUDGED_AT_A_TIME if run.settings.limit else run.engine.window
+    while batch := list(itertools.islice(candidates, at_a_time)):
         requests = []
         for row in batch:
             if "reject" not in row and least:
@@ -1027,8 +1037,8 @@ def main() -> int | None:
         arguments = parse_arguments()
         if arguments.command not in ("run", "seeds") and not (arguments.out / "config.json").exists():
             raise BadInput(f"{arguments.out} is not a run folder: start with `run` or `seeds`")
-        run = open_run(arguments.out, *given_settings(arguments))
-        return run_everything(run) if arguments.command == "run" else run_stage(run, arguments.command)
+        with contextlib.closing(open_run(arguments.out, *given_settings(arguments))) as run:
+            return run_everything(run) if arguments.command == "run" else run_stage(run, arguments.command)
     except (BadInput, SandboxError, OSError) as error:
         print(f"selfcodealign.py: {error}", file=sys.stderr)
         return 2

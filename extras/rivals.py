@@ -17,6 +17,7 @@ The prompts are our own: prompts/direct.md, oss.md, evolve.md.
 """
 
 import argparse
+import contextlib
 import math
 import re
 import shutil
@@ -302,4 +303,5 @@ def main(words: list[str]):
         print(f"{choose(run, arguments.name)} examples: {run.path(f'sft-{arguments.name}')}")
         return 0
     run = start(arguments.name, arguments.out, given, engine_options, arguments.origin, arguments.match)
-    return method.run_everything(run)
+    with contextlib.closing(run):
+        return method.run_everything(run)

@@ -163,6 +163,15 @@ def writing(path: Path) -> Iterator[None]:
         ) from None
 
 
+@contextlib.contextmanager
+def one_line(failure: str) -> Iterator[None]:
+    """A failure to load something of the user's becomes one line. Raises BadInput."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{failure}: {str(error).strip().splitlines()[0]}") from None
+
+
 def lock_folder(folder: Path):
     """Make the folder and lock it: an open file, and no second process gets one while it lives. Raises
     BadInput."""

@@ -3,10 +3,12 @@ never had been."""
 
 import argparse
 import ast
+import contextlib
 import itertools
 import json
 import os
 import random
+import secrets
 import shutil
 import signal
 import subprocess
@@ -236,13 +238,13 @@ def start(out: Path, model: str, source: Path, *options, stage="run") -> subproc
         *SIZE,
         *options,
     ]
-    return subprocess.Popen(
-        list(map(str, command)),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"CXX": "no-compiler-here"},  # none is needed, not even for the judge, cwd=ROOT
-    )
+    mark = secrets.token_hex(8)
+    # No compiler is needed, not even for the judge
+    environment = os.environ | {"CXX": "no-compiler-here", "RUN_UNDER_TEST": mark}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    run = subprocess.Popen(list(map(str, command)), env=environment, cwd=ROOT, **pipes)
+    run.mark = mark
+    return run
 
 
 def finish(process: subprocess.Popen) -> str:
@@ -609,15 +611,39 @@ def test_a_run_of_another_version_is_refused(model, tmp_path):
         open_run(tmp_path / "run", {}, {})
 
 
+def processes_of(run: subprocess.Popen) -> list[int]:
+    """The processes that `run` or one of its descendants started, whatever became of their parents."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            if f"RUN_UNDER_TEST={run.mark}".encode() in entry.read_bytes().split(b"\0"):
+                found.append(int(entry.parent.name))
+    return found
+
+
+def kill_when(run: subprocess.Popen, happened, number: int):
+    """Send the signal once `happened()`; within 15 s no process of the run may be left."""
+    while run.poll() is None and not happened():
+        time.sleep(0.02)
+    assert run.poll() is None, "it ended before the signal"
+    run.send_signal(number)
+    run.wait(timeout=15)
+    end = time.monotonic() + 15
+    while processes_of(run) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not processes_of(run)
+
+
+def has_rows(path: Path):
+    return lambda: path.exists() and path.stat().st_size
+
+
 def test_killed_again_and_again_it_goes_on_and_each_row_is_there_once(whole, model, source, tmp_path):
+    """With vLLM in the same process, and as on GPUs with its server in processes of its own."""
     out = tmp_path / "killed"
-    for stage in ("instructions", "responses"):
-        process = start(out, model, source)
+    for stage, options in [("instructions", ()), ("responses", ("--data-parallel", "1"))]:
         path = out / f"{stage}.jsonl"
-        while process.poll() is None and not (path.exists() and path.stat().st_size):
-            time.sleep(0.02)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        kill_when(start(out, model, source, *options), has_rows(path), signal.SIGKILL)
         with path.open("ab") as file:
             file.write(b'{"id": "torn')
     finish(start(out, model, source))
@@ -638,8 +664,19 @@ def test_killed_again_and_again_it_goes_on_and_each_row_is_there_once(whole, mod
 )
 def test_other_engines_and_batch_sizes_change_no_prompt_and_no_sampling_seed(whole, model, source, tmp_path):
     """The text may differ in a token, since a batch's arithmetic does; what is asked for may not."""
-    out = tmp_path / "two"
-    finish(start(out, model, source, "--engines", "2"))
+    out, two = tmp_path / "two", ("--data-parallel", "2")
+    server = lambda: len(processes_of(run)) > 4
+    for happened, number in [
+        (server, signal.SIGKILL),  # while it starts
+        (has_rows(out / "concepts.jsonl"), signal.SIGKILL),
+        (has_rows(out / "instructions.jsonl"), signal.SIGTERM),
+        (has_rows(out / "responses.jsonl"), signal.SIGINT),
+        (server, signal.SIGINT),
+        (server, signal.SIGKILL),
+    ]:
+        run = start(out, model, source, *two)
+        kill_when(run, happened, number)
+    finish(start(out, model, source, *two))
     assert identities(out, "seeds") == identities(whole, "seeds")
     assert sorted(identities(out, "concepts")) == sorted(identities(whole, "concepts"))
     for stage, parent, content in [
@@ -672,6 +709,24 @@ def test_a_changed_setting_is_refused_by_name(whole, command):
     assert (
         changed.returncode == 2 and changed.stderr.count("\n") == 1 and "samples = 2, not 3" in changed.stderr
     )
+
+
+@pytest.mark.skipif(not os.environ.get("SLOW"), reason="set SLOW=1: vLLM's server takes its time to start")
+def test_an_engine_that_dies_by_itself_ends_the_run_in_one_line(model, source, tmp_path):
+    out = tmp_path / "run"
+    run = start(out, model, source, "--data-parallel", "1")
+    while run.poll() is None and not has_rows(out / "concepts.jsonl")():
+        time.sleep(0.02)
+    for process in processes_of(run):
+        if (
+            "EngineCore"
+            in Path(f"/proc/{process}/comm").read_text() + Path(f"/proc/{process}/cmdline").read_text()
+        ):
+            os.kill(process, signal.SIGKILL)
+    _, errors = run.communicate(timeout=60)
+    assert run.returncode == 2 and "the same command goes on from here" in errors.splitlines()[-1]
+    assert "Traceback" not in errors and not processes_of(run)
+    finish(start(out, model, source))
 
 
 @pytest.mark.skipif(not os.environ.get("SLOW"), reason="set SLOW=1: six runs")
