@@ -40,6 +40,16 @@ def test_imports_run_one_way_and_in_no_circle():
     TopologicalSorter(graph).prepare()  # raises on a circle
 
 
+def test_torch_is_not_asked_for_gpus_before_vllm_is():
+    """torch.cuda, asked first, starts CUDA in a process that vLLM then forks: no engine would start."""
+    for name, path in files().items():
+        attributes = [
+            node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)
+        ]
+        asked = {ast.unparse(node) for node in attributes} & {"torch.cuda", "torch.accelerator"}
+        assert name in ("train", "extras.doctor") or not asked, f"{name} uses {asked}"
+
+
 def test_budgets_are_printed(capsys):
     """For information: lines and bytes against the budgets."""
     sizes = {name: (path.read_text().count("\n"), path.stat().st_size) for name, path in files().items()}
