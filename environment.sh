@@ -1,7 +1,14 @@
 # Sourced by run.sh and test.sh: makes .venv with what this machine needs, or finds it as it was left, and puts it first in PATH.
 
+# CUDA 13, which these versions of torch and vLLM are built for, needs driver 580. With an older one every program would run on the CPU.
 requirements=requirements-cpu.txt
-if command -v nvidia-smi >/dev/null && nvidia-smi >/dev/null 2>&1; then requirements=requirements.txt; fi
+driver=$(nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null | head -n 1) || driver=
+if [ -n "$driver" ] && [ "${CUDA_VISIBLE_DEVICES-all}" != -1 ]; then
+    if [ "${driver%%.*}" -lt 580 ]; then
+        echo "the GPU's driver is $driver, and CUDA 13 needs 580 or newer (to use the CPU, set CUDA_VISIBLE_DEVICES=-1)" >&2; exit 2
+    fi
+    requirements=requirements.txt
+fi
 
 install() { # uv, which is several times as fast; pip where uv reaches nothing, as behind a mirror that only pip knows
     export UV_FIND_LINKS=${UV_FIND_LINKS-${PIP_FIND_LINKS-}} UV_LINK_MODE=copy VIRTUAL_ENV=$PWD/.venv

@@ -11,13 +11,15 @@ set -euo pipefail
 cd "$(dirname "$0")"
 source environment.sh
 
-model= out=
+model= out= parallel=
 for ((i = 1; i <= $#; i++)); do
     case ${!i} in
         --model) next=$((i + 1)); model=${!next-} ;;
         --model=*) model=${!i#*=} ;;
         --out) next=$((i + 1)); out=${!next-} ;;
         --out=*) out=${!i#*=} ;;
+        --tensor-parallel) next=$((i + 1)); parallel="--tensor-parallel ${!next-}" ;;
+        --tensor-parallel=*) parallel=${!i} ;;
     esac
 done
 if [ -z "$model" ]; then
@@ -35,6 +37,9 @@ else
     generate= train= evaluate=
     base_prompt=completion
 fi
+gpus=$(python -c 'import torch; print(torch.cuda.device_count())')
+launch=python
+if [ "$gpus" -gt 1 ]; then launch="torchrun --nproc-per-node $gpus"; fi
 if [ -z "$out" ]; then
     out=runs/first
     generate="$generate --out $out"
@@ -43,9 +48,9 @@ fi
 python selfcodealign.py run $generate "$@"
 version=$(sha256sum "$out/sft.jsonl" | cut -c1-8) # more data makes another model, and its own score
 base=${BASE:-$out/eval-base} aligned=$out/model-$version
-python train.py --model "$model" --data "$out/sft.jsonl" --out "$aligned" $train
+$launch train.py --model "$model" --data "$out/sft.jsonl" --out "$aligned" $train
 python eval.py --model "$model" "$aligned" --prompt $base_prompt auto --benchmark humaneval mbpp \
-    --out "$base" "$out/eval-$version" $evaluate
+    --out "$base" "$out/eval-$version" $evaluate $parallel
 echo
 python selfcodealign.py report --out "$out"
 echo

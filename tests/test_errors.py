@@ -183,6 +183,18 @@ def test_an_environment_of_the_users_is_left_alone(tmp_path):
     assert (tmp_path / ".venv" / "mine").read_text() == "mine"
 
 
+def test_a_gpu_whose_driver_is_too_old_is_refused_and_nothing_installed_for_the_cpu(tmp_path):
+    for name in ("environment.sh", "requirements.txt", "requirements-cpu.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho 570.86.10\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    shell = ["bash", "-c", "source environment.sh"]
+    done = subprocess.run(shell, cwd=tmp_path, capture_output=True, text=True, env=environment)
+    refused(done, "needs 580")
+    assert not (tmp_path / ".venv").exists()
+
+
 def test_results_of_different_tasks_are_not_compared(command, tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
