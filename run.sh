@@ -11,7 +11,7 @@ set -euo pipefail
 cd "$(dirname "$0")"
 source environment.sh
 
-model= out= parallel=
+model= out= parallel= launch=python
 for ((i = 1; i <= $#; i++)); do
     case ${!i} in
         --model) next=$((i + 1)); model=${!next-} ;;
@@ -36,10 +36,9 @@ if [ -z "$model" ]; then
 else
     generate= train= evaluate=
     base_prompt=completion
+    gpus=$(python -c 'import torch; print(torch.cuda.device_count())')
+    if [ "$gpus" -gt 1 ]; then launch="torchrun --nproc-per-node $gpus"; fi
 fi
-gpus=$(python -c 'import torch; print(torch.cuda.device_count())')
-launch=python
-if [ "$gpus" -gt 1 ]; then launch="torchrun --nproc-per-node $gpus"; fi
 if [ -z "$out" ]; then
     out=runs/first
     generate="$generate --out $out"
