@@ -410,10 +410,14 @@ def add_over_gpus(tensors: list):
             tensor.copy_(total.view_as(tensor))
 
 
+def local(tensor):
+    """What this GPU has of a tensor."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 @torch.no_grad()
 def optimize(weights: dict, states: dict, step: int, rate: float, backend: str = "off") -> float:
     """One step, counted from 1, on every weight; uses up the gradients. Gives their common norm."""
-    local = lambda tensor: tensor.to_local() if isinstance(tensor, DTensor) else tensor
     gradients = [local(weight.grad) for weight in weights.values()]
     parts = [{key: local(tensor) for key, tensor in states[name].items()} for name in weights]
     rows = [weight.shape[-2] if weight.dim() > 1 else 1 for weight in weights.values()]

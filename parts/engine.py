@@ -66,7 +66,11 @@ def start_engine(
     for name in ("VLLM_LOGGING_LEVEL", "TORCH_CPP_LOG_LEVEL"):
         os.environ.setdefault(name, "ERROR")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # one line of ours instead of its retries
-    logging.getLogger("vllm").setLevel(logging.ERROR)  # for what it says before it reads its own setting
+    for name in (
+        "vllm",
+        "torch._library.triton",
+    ):  # what vLLM says before it reads its own setting; no Triton
+        logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", "`torch.distributed.reduce_op` is deprecated", FutureWarning)
     if server:
         return Server(server.split(","), model, context)

@@ -517,7 +517,7 @@ def test_responses_are_executed_while_an_engine_elsewhere_goes_on(model, tmp_pat
     run = open_run(tmp_path / "run", {"model": model}, {})
     plant(run, sleepers(10))
     run.path("executions").unlink()
-    run.engine = argparse.Namespace(on_cpu=False)
+    run.engine = argparse.Namespace(on_cpu=False, cores=1)
     with ExecutionBeside(run) as beside:
         for row in run.kept("responses"):
             beside.add(row)
