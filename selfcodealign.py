@@ -967,6 +967,8 @@ EXTRAS = {  # command: what it does; the file of that name in extras/, loaded wh
     "pilot": "a small run in each layout, and what a full run would give",
     "export": "the final examples for others, with a dataset card",
     "rival": "the rows that the paper compares the method with (T9, T10, T11)",
+    "memory": "what training takes on each GPU, from a model's config alone",
+    "doctor": "what this machine can do with a model, and the commands for it",
     "comparison": "pages of what eval.py --compare and --table wrote",
 }
 

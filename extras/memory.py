@@ -120,7 +120,7 @@ def main(words: list[str]):
         configs = {arguments.model: AutoConfig.from_pretrained(arguments.model)}
     else:
         configs = {name: config_of(name) for name in CONFIGS}
-    print("GB on each GPU, activations kept / computed again; a GPU of 80 GB has 79 of them to give\n")
+    print("GiB on each GPU, activations kept / computed again; a GPU of 80 GB has 79 GiB\n")
     print(f"| model | precision | {' | '.join(f'{gpus} GPU' for gpus in arguments.gpus)} |")
     print(f"|---|---|{'---|' * len(arguments.gpus)}")
     for name, config in configs.items():
@@ -131,5 +131,5 @@ def main(words: list[str]):
                     peak(config, gpus, precision, recompute, pack_tokens=arguments.pack_tokens)["Total"]
                     for recompute in (False, True)
                 ]
-                cells.append(" / ".join(f"{total / 1e9:.0f}" for total in totals))
+                cells.append(" / ".join(f"{total / 2**30:.0f}" for total in totals))
             print(f"| {name} | {precision} | {' | '.join(cells)} |", flush=True)

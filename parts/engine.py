@@ -63,15 +63,7 @@ def start_engine(
     `data_parallel`: copies of the model (default: as many as the visible GPUs hold). Raises BadInput.
     """
     check_model(model)
-    for name in ("VLLM_LOGGING_LEVEL", "TORCH_CPP_LOG_LEVEL"):
-        os.environ.setdefault(name, "ERROR")
-    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # one line of ours instead of its retries
-    for name in (
-        "vllm",
-        "torch._library.triton",
-    ):  # what vLLM says before it reads its own setting; no Triton
-        logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", "`torch.distributed.reduce_op` is deprecated", FutureWarning)
+    quiet_libraries()
     if server:
         return Server(server.split(","), model, context)
     from transformers import AutoConfig
@@ -93,6 +85,16 @@ def start_engine(
     if data_parallel or tensor_parallel > 1:
         return OwnServer(model, context, options, tensor_parallel, data_parallel or 1, on_cpu=True)
     return InProcess(model, context, options)
+
+
+def quiet_libraries():
+    """Errors in one line, of ours, instead of what vLLM, torch and the hub say while they work."""
+    for name in ("VLLM_LOGGING_LEVEL", "TORCH_CPP_LOG_LEVEL"):
+        os.environ.setdefault(name, "ERROR")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # instead of its retries
+    logging.getLogger("vllm").setLevel(logging.ERROR)  # for what it says before it reads its own setting
+    logging.getLogger("torch._library.triton").setLevel(logging.ERROR)  # missing on every CPU
+    warnings.filterwarnings("ignore", "`torch.distributed.reduce_op` is deprecated", FutureWarning)
 
 
 def set_up_cpu(context: int) -> dict:

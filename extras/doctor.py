@@ -1,0 +1,112 @@
+"""What this machine has: GPUs, memory, disk, sandbox, benchmarks; with a model, whether and how it fits.
+
+python selfcodealign.py doctor [--model MODEL]
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import warnings
+from pathlib import Path
+
+from parts.contamination import OVERRIDES, load_benchmark
+from parts.engine import check_model, quiet_libraries
+from parts.folder import versions
+from parts.rows import BadInput, one_line
+from sandbox import Sandbox, SandboxError
+
+LARGEST_SHARE = 0.9  # of a GPU's memory: the rest is CUDA's, and lost between blocks
+GB = 1e9
+
+
+def say(topic: str, found: str):
+    print(f"{topic + ':':14}{found}")
+
+
+def gpus() -> list[tuple[str, float]]:
+    """(name, GB) of each GPU that torch can use; says what there is."""
+    import torch
+
+    query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+    listed = subprocess.run(query, capture_output=True, text=True) if shutil.which(query[0]) else None
+    there = listed.stdout.splitlines() if listed and listed.returncode == 0 else []
+    for line in there or ["none found"]:
+        say("GPU", line)
+    usable = torch.cuda.is_available()
+    if there and not usable:
+        say(
+            "torch",
+            f"CANNOT USE THEM: it is built for CUDA {torch.version.cuda}, which needs driver 580 or newer",
+        )
+    properties = [
+        torch.cuda.get_device_properties(n) for n in range(torch.cuda.device_count() if usable else 0)
+    ]
+    return [(found.name, found.total_memory / GB) for found in properties]
+
+
+def describe_machine(folder: Path) -> float:
+    """Say what runs programs and holds data; gives the memory in GB."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / GB
+    say("cores", f"{len(os.sched_getaffinity(0))}, with {memory:.0f} GB of memory")
+    say("disk", f"{shutil.disk_usage(folder).free / GB:.0f} GB free in {folder}")
+    say("packages", ", ".join(f"{name} {number}" for name, number in versions().items()))
+    try:
+        with Sandbox(workers=1) as box:
+            missing = [line for line in box.protection.values() if line.startswith("NOT ACTIVE")]
+            say(
+                "sandbox",
+                "; ".join(missing) or "every layer is active (python sandbox.py --check tests them)",
+            )
+    except SandboxError as error:
+        say("sandbox", f"NOT USABLE: {error}")
+    for name in OVERRIDES:
+        try:
+            say(name, f"{len(load_benchmark(name)[0])} tasks")
+        except BadInput as error:
+            say(name, f"NOT FOUND: {error}")
+    return memory
+
+
+def fit(model: str, found: list[tuple[str, float]], memory: float):
+    """Say with which settings the model fits to generate, to train and to be scored."""
+    from transformers import AutoConfig
+
+    import train
+    from extras.memory import peak
+
+    with one_line(f"cannot load the model {model}"):
+        config = AutoConfig.from_pretrained(model)
+    weights = sum(weight.numel() for weight in train.build({"config": config}, "meta").parameters())
+    say("model", f"{model}: {weights / GB:.2f} billion parameters, {2 * weights / GB:.1f} GB to generate")
+    room = LARGEST_SHARE * min((size for _, size in found), default=memory)
+    count = max(1, len(found))
+    copies = [n for n in (1, 2, 4, 8) if n <= count and 2 * weights / GB / n < 0.75 * room]
+    parallel = f" --tensor-parallel {copies[0]}" if copies and copies[0] > 1 else ""
+    say("generate", f"fits{parallel or ' as it is'}" if copies else "DOES NOT FIT this machine")
+    say("score", f"as generate: eval.py --model {model}{parallel}" if copies else "DOES NOT FIT this machine")
+    launch = f"torchrun --nproc-per-node {count}" if count > 1 else "python"
+    for precision in ("mixed", "bf16"):
+        for recompute in (False, True):
+            needed = peak(config, count, precision, recompute)["Total"] / GB
+            if needed < room:
+                flags = f"--precision {precision} --recompute {'on' if recompute else 'off'}"
+                return say(
+                    "train", f"{needed:.1f} GB on each of {count}: {launch} train.py --model {model} {flags}"
+                )
+    say("train", f"DOES NOT FIT: {needed:.0f} GB on each of {count}, even with bf16 and recomputation")
+
+
+def main(words: list[str]) -> int:
+    parser = argparse.ArgumentParser("selfcodealign.py doctor", description=__doc__.partition("\n")[0])
+    parser.add_argument("--model", help="a checkpoint folder or hub id, of which only the config is read")
+    model = parser.parse_args(words).model
+    quiet_libraries()
+    warnings.filterwarnings("ignore")
+    if model:
+        check_model(model)
+    found = gpus()
+    memory = describe_machine(Path.cwd())
+    if model:
+        fit(model, found, memory)
+    return 0
