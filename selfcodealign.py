@@ -52,6 +52,7 @@ from parts.duplicates import NearDuplicates
 from parts.engine import Request, check_model, start_engine, stream
 from parts.examples import CATEGORIES, DIFFICULTIES, Example, load_examples
 from parts.folder import Folder, merge_settings, read_config
+from parts.pool import map_in_order
 from parts.rows import Appender, BadInput, KeptRows, digest, draw, progress, read_rows, replacing, row_id
 from sandbox import Sandbox, SandboxError, check_limits
 
@@ -659,9 +660,12 @@ class ExecutionBeside:
 # ------------------------------------------------------------------------------------------ 2.3, C: selection
 
 
+ON_ALL_CORES = 5_000  # so many examples to examine are worth the start of processes
+
+
 class Filters:
-    """What an example must be, given those kept before. A call gives {"reject": reason, ...}, or {}: the
-    example is kept.
+    """What an example must be, given those kept before. A call with what `examine` gives says {"reject":
+    reason, ...}, or {}: the example is kept.
 
     An example that is kept here and turns out to solve a benchmark's task still counts as kept for those
     after it.
@@ -672,16 +676,19 @@ class Filters:
         self.seen = set()
         self.near = {part: NearDuplicates(0.7) for part in ("instruction", "response", "code")}
 
-    def __call__(self, instruction: str, response: str) -> dict:
-        exact, near = self.hashes(instruction, response)
+    def examine(self, instruction: str, response: str) -> tuple:
+        """What a call needs to know of an example, and what takes its time. Needs no other example."""
+        find = self.decontaminator.contaminated_by
+        return instruction, *self.hashes(instruction, response), find(instruction) or find(response)
+
+    def __call__(self, instruction: str, exact: dict, near: dict, finding: Finding | None) -> dict:
         if len(instruction.split()) > 200:
             return {"reject": "long_instruction"}
         for reason, number in exact.items():
             if number in self.seen:
                 return {"reject": reason}
-        for text in (instruction, response):
-            if finding := self.decontaminator.contaminated_by(text):
-                return contaminated(finding)
+        if finding:
+            return contaminated(finding)
         for part, numbers in near.items():
             if self.near[part].seen.has_any(numbers):
                 return {"reject": f"near_duplicate_{part}"}
@@ -736,15 +743,21 @@ def choose(
 ) -> tuple[dict[str, dict], str]:
     """{response id: {}, or why it is rejected}, where an instruction's first response is kept if the filters
     keep it and it solves no benchmark's task; and on how many tasks that was tried, in words."""
-    chosen, verdicts = set(), {}
-    for response_id in progress(response_ids, desc="selection", unit="row"):
-        response = origins.responses[response_id]
-        task = origins.task(response)
-        if task["id"] in chosen:
-            verdicts[response_id] = {"reject": "not_chosen"}
-        else:
-            chosen.add(task["id"])
-            verdicts[response_id] = filters(task["instruction"], response["response"])
+    first = {}  # {instruction id: its first response}
+    for response_id in response_ids:
+        first.setdefault(origins.task(origins.responses[response_id])["id"], response_id)
+    verdicts = {one: {"reject": "not_chosen"} for one in response_ids}
+    candidates = (origins.responses[response_id] for response_id in first.values())
+    texts = ((origins.task(row)["instruction"], row["response"]) for row in candidates)
+    many = len(first) >= ON_ALL_CORES  # spawned: this process may have the engine's threads
+    examined = (
+        map_in_order(filters.examine, texts, start="spawn")
+        if many
+        else itertools.starmap(filters.examine, texts)
+    )
+    bar = progress(zip(first.values(), examined), total=len(first), desc="selection", unit="row")
+    for response_id, example in bar:
+        verdicts[response_id] = filters(*example)
     kept = [response_id for response_id, verdict in verdicts.items() if not verdict]
     solved, tried = extra("behaviour").solved_benchmarks(run, kept, origins.responses)
     for response_id, tasks in solved.items():

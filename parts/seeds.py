@@ -35,22 +35,19 @@ import contextlib
 import io
 import itertools
 import json
-import multiprocessing
 import os
 import re
-import signal
 import subprocess
 import symtable
 import sys
 import sysconfig
 import tempfile
 import tokenize
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 from parts.code import code_lines
-from parts.containment import PR_SET_PDEATHSIG, prctl
+from parts.pool import map_in_order
 from parts.rows import BadInput
 
 MAX_LINES = 150  # appendix B
@@ -151,21 +148,7 @@ def extract(source: str) -> Iterator[dict]:
     bounded number of files ahead."""
     home = Path(source).resolve().name if Path(source).is_dir() else ""
     files = ((where, text, home) for where, text in read_sources(source))
-    batches = iter(lambda: list(itertools.islice(files, PARSED_AT_A_TIME)), [])
-    with multiprocessing.Pool(initializer=prepare_worker) as pool:
-        begun = (pool.starmap_async(functions, batch, chunksize=PARSED_AT_A_TIME) for batch in batches)
-        ahead = collections.deque(itertools.islice(begun, 2 * os.cpu_count()))
-        while ahead:
-            ahead.extend(itertools.islice(begun, 1))
-            yield from itertools.chain.from_iterable(ahead.popleft().get())
-
-
-def prepare_worker():
-    """Make a worker end if its parent is killed, whose lock on a run folder it would hold on to, leave Ctrl-C
-    to the parent, and say nothing of other people's invalid escapes."""
-    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    warnings.simplefilter("ignore")
+    yield from itertools.chain.from_iterable(map_in_order(functions, files, PARSED_AT_A_TIME))
 
 
 def functions(where: str, text: str, home: str = "") -> list[dict]:

@@ -140,7 +140,7 @@ def test_each_planted_row_is_rejected_for_its_reason_and_no_clean_one_is():
     filters = Filters(NoBenchmark())
 
     def reject_reason(instruction, response):
-        return filters(instruction, response).get("reject")
+        return filters(*filters.examine(instruction, response)).get("reject")
 
     def response(number, name=None, prose=None):
         body = "".join(f"    x += {random.Random(number * 100 + i).randrange(10**6)}\n" for i in range(12))
@@ -375,7 +375,9 @@ def plant(run: Run, tasks: dict[str, list[tuple[str, str, str]]]):
                 write(line)
 
 
-def test_a_benchmark_task_is_found_however_it_is_told_and_clean_tasks_are_kept(model, benchmarks, tmp_path):
+def test_a_benchmark_task_is_found_however_it_is_told_and_clean_tasks_are_kept(
+    model, benchmarks, tmp_path, monkeypatch
+):
     """The wording copied, the solution copied under another name, the wording changed here and there, and the
     task solved in other words."""
     humaneval = benchmarks["humaneval"]
@@ -419,6 +421,10 @@ def weave(bits, mask):
     for n, (_, expected) in enumerate((planted | clean).values()):
         assert reasons[f"r{n}_0"].get("reject") == expected, (n, reasons[f"r{n}_0"])
     assert "HumanEval/11" in reasons["r3_0"]["benchmark"] and reasons["r2_0"]["benchmark"] == ["HumanEval/12"]
+    alone = run.path("selection").read_bytes(), run.path("sft").read_bytes()
+    monkeypatch.setattr(selfcodealign, "ON_ALL_CORES", 1)
+    select(run)
+    assert alone == (run.path("selection").read_bytes(), run.path("sft").read_bytes())
     assert len(list(read_rows(run.path("sft")))) == len(clean)
     assert {"HumanEval/10", "HumanEval/11", "HumanEval/12", "HumanEval/39"} <= set(
         funnel(run.folder)["contaminated_tasks"]
