@@ -27,7 +27,6 @@ guard is no sandbox: score only models whose output you would run.
 """
 
 import argparse
-import ast
 import contextlib
 import importlib.metadata
 import itertools
@@ -44,7 +43,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from parts.code import program, python_code, runnable_code
+from parts.code import parses, program, python_code, runnable_code
 from parts.containment import PR_SET_PDEATHSIG, prctl
 from parts.contamination import load_benchmark
 from parts.engine import Request, check_model, start_engine, stream
@@ -68,7 +67,7 @@ from sandbox import Sandbox, SandboxError
 from selfcodealign import LAYOUTS, PROMPTS, ask_for_response
 
 CONTEXT = 2048  # tokens of prompt and answer, as in EvalPlus
-EVALPLUS_PREFIXES = (  # of its instruct prompt and of the answer; local variables there
+EVALPLUS_PREFIXES = (  # of its instruct prompt and of the answer: facts of EvalPlus, local variables there
     "Please provide a self-contained Python script that solves the following problem in a markdown code "
     "block:",
     "Below is a Python script with a self-contained function that solves the problem and passes "
@@ -350,12 +349,7 @@ def check_self_made(_, tasks: dict, samples: list[tuple[str, str]], workers: int
     programs = {}
     for sample in samples:
         task_id, response = sample
-        try:
-            ast.parse(python_code(response))
-            code = runnable_code(response)
-        except (SyntaxError, ValueError, RecursionError, MemoryError):
-            code = ""
-        if code:
+        if code := runnable_code(response) if parses(python_code(response)) else "":
             programs[sample] = program(code, python_code(tasks[task_id]["tests"]))
         else:
             yield sample, {"base": "no program"}, False
@@ -474,27 +468,29 @@ def changes(a: dict, b: dict, with_answers: bool) -> list[dict]:
 
 
 def compare_pair(a: dict, b: dict, with_answers: bool) -> dict:
-    run = {name: {key: side[key] for key in ("folder", "what")} for name, side in (("a", a), ("b", b))}
-    run |= {"differing_settings": differing_settings(a, b), "suites": []}
+    """By suite: both scores, their paired difference with a 95 % interval by Agresti and Min's adjusted Wald
+    method, and the exact McNemar p (parts/statistics.py). Raises BadInput."""
+    comparison = {name: {key: side[key] for key in ("folder", "what")} for name, side in (("a", a), ("b", b))}
+    comparison |= {"differing_settings": differing_settings(a, b), "suites": []}
     for suite in a["passes"]:
         pairs = task_pairs(a, b, suite)
         in_a, in_b = zip(*pairs)
-        run["suites"].append({"suite": suite, "a": summary(in_a), "b": summary(in_b), **paired(pairs)})
-    return run | {"changes": changes(a, b, with_answers)}
+        comparison["suites"].append({"suite": suite, "a": summary(in_a), "b": summary(in_b), **paired(pairs)})
+    return comparison | {"changes": changes(a, b, with_answers)}
 
 
 def compare(folder_a: Path, folders_b: list[Path], out: Path | None):
-    """Print the paired comparison of A with each B, and with all of them pooled; write it to compare.json of
-    `out`. Raises BadInput."""
-    a, bs, runs = read_scored(folder_a), [read_scored(folder) for folder in folders_b], []
+    """Print the paired comparison of A with each B and, with several, the mean difference with an interval by
+    bootstrap over tasks and runs; write both to compare.json of `out`. Raises BadInput."""
+    a, bs, comparisons = read_scored(folder_a), [read_scored(folder) for folder in folders_b], []
     for b in bs:
-        runs.append(compare_pair(a, b, with_answers=bool(out)))
-        print_run(runs[-1])
-    contents = runs[0]
-    if len(runs) > 1:
+        comparisons.append(compare_pair(a, b, with_answers=bool(out)))
+        print_comparison(comparisons[-1])
+    contents = comparisons[0]
+    if len(comparisons) > 1:
         rows = [{"suite": suite, **pooled([task_pairs(a, b, suite) for b in bs])} for suite in a["passes"]]
-        contents = {"runs": runs, "pooled": {"suites": rows}}
-        print(f"B - A over {len(runs)} runs")
+        contents = {"runs": comparisons, "pooled": {"suites": rows}}
+        print(f"B - A over {len(comparisons)} runs")
         for row in rows:
             interval = f"95 % interval {row['low']:+.2%} to {row['high']:+.2%}"
             print(f"{row['suite']:<11} {row['difference']:+.2%} ({interval})")
@@ -503,18 +499,18 @@ def compare(folder_a: Path, folders_b: list[Path], out: Path | None):
         print(f"comparison: {out / 'compare.json'}")
 
 
-def print_run(run: dict):
+def print_comparison(comparison: dict):
     for side in ("a", "b"):
-        print(f"{side.upper()} = {run[side]['folder']} ({run[side]['what']})")
-    for line in run["differing_settings"]:
+        print(f"{side.upper()} = {comparison[side]['folder']} ({comparison[side]['what']})")
+    for line in comparison["differing_settings"]:
         print(f"differs: {line}")
-    for row in run["suites"]:
+    for row in comparison["suites"]:
         a, b = (f"{row[side]['k']}/{row[side]['n']} = {row[side]['pass@1']:.1%}" for side in ("a", "b"))
         difference = f"{row['difference']:+.1%} (95 % interval {row['low']:+.1%} to {row['high']:+.1%})"
         counts = f"fixed {row['fixed']}, broken {row['broken']}, exact McNemar p = {row['p']:.3g}"
         print(f"{row['suite']:<11} A {a}   B {b}   B - A {difference}   {counts}")
     for kind in ("fixed", "broken"):
-        ids = [change["task_id"] for change in run["changes"] if change["change"] == kind]
+        ids = [change["task_id"] for change in comparison["changes"] if change["change"] == kind]
         if ids:
             print(f"{kind}: {', '.join(ids[:20])}" + (f" and {len(ids) - 20} more" if len(ids) > 20 else ""))
 

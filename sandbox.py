@@ -11,8 +11,9 @@ same order. From Python:
         box.run("assert 1 + 1 == 2")            # Result(outcome="passed", ...)
         for key, result in box.map(pairs): ...  # any iterable of (key, code); results as programs end
 
-    passed     control reached the program's end, proven. The last statement may be a literal exit with
-               status 0 (sys.exit(0), exit(), raise SystemExit), or unittest.main() if tests ran and passed
+    passed     control reached the program's end, shown by a random token (parts/program.py). The last
+               statement may be a literal exit with status 0 (sys.exit(0), exit(), raise SystemExit), or
+               unittest.main() if tests ran and passed
     failed     an exception
     exited     an earlier end: sys.exit, os._exit, a closed descriptor
     timeout, memory, crashed (a signal)

@@ -2,7 +2,7 @@
 
     python selfcodealign.py run --model MODEL --source stdlib --out runs/first --limit 50    every stage
     python selfcodealign.py {seeds|concepts|instructions|responses|executions|selection} --out runs/first
-    python selfcodealign.py {report|trace|quality|pilot|export|rival|comparison} ...         see extras/
+    python selfcodealign.py {report|trace|quality|pilot|export|rival|doctor|...} ...         see extras/
 
     stage         paper   in -> out                                             file in the run folder
     seeds         2.1, B  Python source -> functions that stand alone           seeds.jsonl
@@ -17,8 +17,8 @@ soon as it is made; a rejected row stays, with its reason in `reject`. A command
 missing rows when it is given again. What is drawn for a row depends on the run's seed and on ids only
 (`draw`), never on order or time.
 
-Two parts of these steps stand elsewhere: parts/seeds.py says which functions stand alone, and
-extras/behaviour.py rejects examples that solve a benchmark's task in other words (`benchmark_solved`).
+Two parts of these steps stand elsewhere: parts/seeds.py says which functions stand alone, with its reasons,
+and extras/behaviour.py rejects examples that solve a benchmark's task in other words (`benchmark_solved`).
 
 Differs from the paper: the few-shot examples are our own. They are drawn as a few fixed decks, so that the
 engine prefills each deck once (`--decks 0` draws them for each prompt). Each sample has its own seed.
@@ -76,7 +76,9 @@ def add_settings(parser: argparse.ArgumentParser) -> dict:
     add("--model", None, "checkpoint folder or hub id")
     add("--source", "stdlib", "folder of Python files, .jsonl or .parquet file, hub dataset, or stdlib")
     add("--limit", None, "stop at this many kept seeds", type=positive(int))
-    add("--judge", 0.5, "least P(Yes) against P(No) of the model to keep a seed; 0: do not ask", type=share)
+    add(
+        "--judge", 0.5, "keep a seed if P(Yes) / (P(Yes) + P(No)) is at least this; 0: do not ask", type=share
+    )
     add("--seed", 0, "what every random choice is drawn from", type=int)
     group = parser.add_argument_group("prompts (2.2, 2.3)")
     add("--shots", "8,8,1", "few-shot examples for concepts, instructions, responses")
@@ -225,12 +227,9 @@ def check_settings(config: dict):
 
 def wanted_examples(settings: argparse.Namespace) -> list[Example]:
     """The few-shot examples of the wanted categories and difficulties."""
-    wanted = {key: getattr(settings, f"{key[:-1]}ies").split(",") for key in ("category", "difficulty")}
-    return [
-        example
-        for example in load_examples(PROMPTS / "examples")
-        if all(example.properties[key] in values for key, values in wanted.items())
-    ]
+    categories, difficulties = settings.categories.split(","), settings.difficulties.split(",")
+    wanted = lambda values: values["category"] in categories and values["difficulty"] in difficulties
+    return [example for example in load_examples(PROMPTS / "examples") if wanted(example.properties)]
 
 
 def few_shot_prompt(stage: str, shots: list[str], opening: str) -> str:
@@ -275,7 +274,7 @@ def generate(
         requests = build_requests(run, stage, waiting, shots, stop, limit, draw_fields, reject_long_prompt)
         executed = "executions" in run.stages and run.stages["executions"].parent == stage
         kept, tokens, started = 0, 0, time.monotonic()
-        with bar, ExecutionBeside(run) if executed else contextlib.nullcontext() as beside:
+        with bar, BackgroundExecution(run) if executed else contextlib.nullcontext() as beside:
             for request, completion in stream(run.engine, requests):
                 unfinished = {"text": completion.text, "reject": "length"}
                 made = parse(completion.text) if completion.finished else unfinished
@@ -335,7 +334,8 @@ def build_requests(
 
 # ------------------------------------------------------------------------------------ 2.1, B: source -> seeds
 
-BY_JUDGE = ("insufficient_docstring", "prompt_too_long")  # rejects of code that is no near-duplicate
+# The judge's rejects: such code was no near-duplicate, and code after it is compared with it
+BY_JUDGE = ("insufficient_docstring", "prompt_too_long")
 JUDGED_AT_A_TIME = 128  # of a run with a limit: more would be judged in vain once it is reached
 
 
@@ -464,7 +464,14 @@ def parse_concepts(text: str) -> dict:
 INSTRUCTION_STOP = ("\n### Example", "\n[Properties]", "\n[Code]")
 
 
-def invent_instructions(run: Run, parse: Callable[[str], dict] = lambda text: parse_instruction(text)):
+def parse_instruction(text: str) -> dict:
+    instruction = text.strip()
+    if len(instruction.split()) < 8 or re.search(r"^\[\w+\]$", instruction, re.MULTILINE):
+        return {"text": text, "reject": "not_a_task"}
+    return {"instruction": instruction}
+
+
+def invent_instructions(run: Run, parse: Callable[[str], dict] = parse_instruction):
     """Paper 2.2, C->I: one task for each list of concepts, its category and difficulty drawn."""
     settings = run.settings
 
@@ -489,13 +496,6 @@ def instruction_prompt(deck: list[Example], fields: dict, concepts: dict, settin
 
     shots = [state(example.properties) + example.instruction for example in deck]
     return few_shot_prompt("instructions", shots, state(stated))
-
-
-def parse_instruction(text: str) -> dict:
-    instruction = text.strip()
-    if len(instruction.split()) < 8 or re.search(r"^\[\w+\]$", instruction, re.MULTILINE):
-        return {"text": text, "reject": "not_a_task"}
-    return {"instruction": instruction}
 
 
 # ------------------------------------------------------------------- 2.3: instruction -> responses with tests
@@ -561,7 +561,7 @@ def split_response(text: str, layout: Layout) -> dict:
     response, tests = (part.strip() for part in parts)
     if reason := malformed_code(response) or malformed_code(tests):
         return {"text": text, "reject": reason}
-    if not code.runs_an_assert(python_code(tests)):
+    if not code.has_reachable_assert(python_code(tests)):
         return {"text": text, "reject": "tests_assert_nothing"}
     return {"response": response, "tests": tests}
 
@@ -571,9 +571,7 @@ def malformed_code(text: str) -> str | None:
     found = python_code(text)
     if not found:
         return "no_code_block"
-    try:
-        ast.parse(found)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
+    if not code.parses(found):
         return "syntax_error"
     return "placeholder" if any(word in text.lower() for word in PLACEHOLDERS) else None
 
@@ -619,8 +617,9 @@ def program_of(response: dict) -> str:
     return program(runnable_code(response["response"]), python_code(response["tests"]))
 
 
-class ExecutionBeside:
-    """Executes responses in a thread while an engine that leaves the cores free goes on generating."""
+class BackgroundExecution:
+    """Executes responses in a thread while an engine that leaves cores free goes on generating; `execute`
+    does afterwards what it leaves out."""
 
     BACKLOG = 10_000  # responses in memory; more are left to the stage of executions
 
@@ -648,9 +647,8 @@ class ExecutionBeside:
         return f", executed {total}, passed {self.outcomes['passed'] / total:.0%}" if total else ""
 
     def __exit__(self, kind, *_):
-        with contextlib.suppress(queue.Empty):
-            while kind:  # interrupted: the rest is executed when the run goes on
-                self.waiting.get_nowait()
+        while kind and not self.waiting.empty():  # interrupted: the rest is executed when the run goes on
+            self.waiting.get()
         self.waiting.put(None)
         self.pool.shutdown()
         if self.future and not kind:
@@ -721,9 +719,11 @@ def contaminated(finding: Finding) -> dict:
 
 
 def select(run: Run, filters: Filters | None = None, most: float = math.inf) -> int:
-    """Paper 2.3 and C: one passing response for each instruction, then the filters; first come, first kept,
-    in a drawn order. Done as a whole each time; its files are replaced as a whole. Returns the number of
-    examples.
+    """Paper 2.3 and C: one passing response for each instruction, then the filters, in a drawn order.
+
+    Only an instruction's first response in that order is offered to the filters. Done as a whole each time;
+    its files are replaced as a whole. Returns the number of examples. `filters` and `most` are set by
+    extras/rivals.py only.
     """
     origins, filters = Origins(run.folder, run.stages), filters or Filters(run.decontaminator)
     verdicts, tried = choose(run, origins, ordered_responses(run, origins), filters)
@@ -741,8 +741,9 @@ def ordered_responses(run: Run, origins: "Origins", outcomes: Iterable[str] = ("
 def choose(
     run: Run, origins: "Origins", response_ids: list[str], filters: Filters
 ) -> tuple[dict[str, dict], str]:
-    """{response id: {}, or why it is rejected}, where an instruction's first response is kept if the filters
-    keep it and it solves no benchmark's task; and on how many tasks that was tried, in words."""
+    """{response id: {}, or why it is rejected}: an instruction's first response is kept if the filters keep
+    it and it solves no benchmark's task; the others are `not_chosen`, even where the first is rejected. And
+    on how many tasks the first ones were tried, in words."""
     first = {}  # {instruction id: its first response}
     for response_id in response_ids:
         first.setdefault(origins.task(origins.responses[response_id])["id"], response_id)

@@ -9,16 +9,18 @@ log.jsonl (a row per step) and loss.png. It appears when training is complete. U
 OUT.unfinished, and the same command, on any number of GPUs, goes on from the last checkpoint there.
 
 - The loss covers the target tokens: the response and its end-of-text token. It is the sum of a step's token
-  losses over their number, however the step is cut into packs and dealt to GPUs: never a mean of means.
+  losses over their number, however the step is cut into packs and split over GPUs: never a mean of means.
 - Several examples are packed in one row, without padding; attention stays within each (`packed_attention`).
 - Logits are computed at the target tokens only, a chunk at a time (`LinearCrossEntropy`).
 - --precision bf16 (the paper's) takes 4 bytes per parameter, gradient included; rounding undoes most of
   a small step. mixed takes 6: bf16 arithmetic, weights kept exactly as in fp32. fp32 takes 8. The last two
   learn more at the same rate. Several GPUs share these bytes.
 - The saved model is bf16 whatever the precision.
+- Adafactor without relative step (C.3); the rate rises over 5 % of the steps, then falls linearly.
 - Every random choice comes from --seed and the epoch, so a checkpoint holds no random state.
 
-Differs from the paper: epochs, not stated for its main model (timings fit 2); packing; no step at rate 0.
+Differs from the paper: epochs, not stated for its main model (timings fit 2); packing; the rate never
+reaches 0, so that every step learns.
 """
 
 import argparse
@@ -52,8 +54,8 @@ CHAT_TEMPLATE = Path(__file__).parent / "prompts" / "chat.jinja"
 GPU_DRIVER = Path("/dev/nvidiactl")  # there where a GPU is, whether torch can use it or not
 PEAK_FLOPS = {"A100": 312e12, "H100": 989e12, "H200": 989e12, "B200": 2250e12}  # dense bf16, data sheets
 WARMUP = 0.05  # share of the steps in which the learning rate rises (C.3)
-# Training may go on with other values of these: they change speed and memory, and the result by rounding.
-SPEED_SETTINGS = "out pack_tokens attention recompute reshard compile checkpoint_every".split()
+# Training may go on with other values of these: places, and what changes speed, memory and rounding.
+MAY_CHANGE = "out data pack_tokens attention recompute reshard compile checkpoint_every".split()
 RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 Example = tuple[list[int], int]  # the token ids of prompt and response, and how many of them are the prompt
 say = print if RANK == 0 else lambda *_, **__: None
@@ -61,7 +63,7 @@ warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # a 
 logging.getLogger("torch._library.triton").setLevel(logging.ERROR)  # Triton is missing on every CPU
 
 
-# A class of its own, as train.py imports nothing of ours: it can be taken alone to another project.
+# A class of its own, as train.py imports nothing of ours: with prompts/chat.jinja it can be taken elsewhere.
 class BadInput(Exception):
     """A mistake of the user's, or a failing disk: ends the program with one line and exit status 2."""
 
@@ -171,7 +173,8 @@ def count_targets(examples: list[Example]) -> int:
 
 
 def balanced_packs(examples: list[Example], capacity: int, multiple: int) -> list[list[Example]]:
-    """The fewest packs of at most `capacity` tokens, a multiple of `multiple`, alike in size, largest first.
+    """Close to the fewest packs of at most `capacity` tokens, of similar size, largest first. Their number is
+    a multiple of `multiple`, the number of GPUs.
 
     Longest example first, each into the emptiest pack. Some packs are empty where examples are too few.
     """
@@ -209,7 +212,8 @@ def make_pack(examples: list[Example], device) -> dict:
 
 
 def my_packs(examples: list[Example], pack_tokens: int, device) -> list[dict]:
-    """This GPU's packs of a step: as many on each, of like size at a time, since GPUs wait for each other."""
+    """This GPU's packs of a step. Every GPU gets equally many, and packs that run at the same time are of
+    similar size, since GPUs wait for each other."""
     nothing_to_learn = [([0], 1)]
     packs = balanced_packs(examples, pack_tokens, WORLD)
     return [make_pack(pack or nothing_to_learn, device) for pack in packs[RANK::WORLD]]
@@ -294,8 +298,7 @@ class Learner(torch.nn.Module):
 def mean_loss(learner, examples: list[Example], pack_tokens: int, device, learn: bool) -> float:
     """The loss per target token, over all GPUs; with `learn`, its gradient is left in the weights."""
     targets = count_targets(examples)
-    # A step has a few packs, a validation thousands.
-    total = torch.zeros((), dtype=torch.float32 if learn else torch.float64, device=device)
+    total = torch.zeros((), dtype=torch.float64, device=device)
     learner.train(learn)
     for pack in my_packs(examples, pack_tokens, device):
         with torch.set_grad_enabled(learn):
@@ -303,7 +306,6 @@ def mean_loss(learner, examples: list[Example], pack_tokens: int, device, learn:
         if learn:
             (loss * (WORLD / targets)).backward()  # FSDP takes the mean over the GPUs
         total += loss.detach()
-    total = total.double()
     if WORLD > 1:
         dist.all_reduce(total)
     return total.item() / targets
@@ -359,9 +361,9 @@ def join_halves(high, low):
 
 # Adafactor with an external rate: no relative step, no scaling by the weights (C.3). Three passes over the
 # rows that this GPU has of a weight; between them the GPUs add up their sums, for all weights at once.
-def observe(gradient, state: dict, fresh):
-    """Take squares into the running means, of which they become the share `fresh`. Gives a matrix's sums over
-    rows: of each column's squares (C) and, last, of the rows' running means."""
+def update_moments(gradient, state: dict, fresh):
+    """Update the second moments, with weight `fresh` = 1 - beta2; a matrix's columns wait for the sums of all
+    GPUs. Gives a matrix's sums over rows: of each column's squares (C) and, last, of the rows' moments."""
     square = gradient.float() ** 2 + 1e-30
     if gradient.dim() < 2:
         state["square"].mul_(1 - fresh).add_(square * fresh)
@@ -377,7 +379,7 @@ def unclipped(gradient, state: dict, sums, rows: int):
     return row.unsqueeze(-1) * state["column"].rsqrt().unsqueeze(-2) * gradient.float()
 
 
-def measure(gradient, state: dict, fresh, sums, rows: int):
+def update_norms(gradient, state: dict, fresh, sums, rows: int):
     """The sums of squares of the update and of the gradient."""
     if gradient.dim() >= 2:
         state["column"].mul_(1 - fresh).add_(sums[..., :-1] / rows * fresh)
@@ -385,7 +387,7 @@ def measure(gradient, state: dict, fresh, sums, rows: int):
     return torch.stack([update.square().sum(), gradient.float().square().sum()])
 
 
-def apply(weight, gradient, state: dict, rate, sums, size, rows: int):
+def apply_update(weight, gradient, state: dict, rate, sums, size, rows: int):
     """Subtract the update, divided by the root of its mean square, `size`, where that is over 1."""
     update = unclipped(gradient, state, sums, rows) * (rate / size.clamp(min=1.0))
     if "low" in state:
@@ -423,17 +425,20 @@ def optimize(weights: dict, states: dict, step: int, rate: float, backend: str =
     rows = [weight.shape[-2] if weight.dim() > 1 else 1 for weight in weights.values()]
     # As tensors, since a function is compiled anew for another number.
     rate, fresh = (torch.tensor(value, device=gradients[0].device) for value in (rate, step**-0.8))
-    sums = [compiled(observe, backend)(gradient, part, fresh) for gradient, part in zip(gradients, parts)]
+    sums = [
+        compiled(update_moments, backend)(gradient, part, fresh) for gradient, part in zip(gradients, parts)
+    ]
     # Weights are split by their first dimension: with more than two, every matrix is whole on one GPU.
     add_over_gpus([total for total in sums if total.dim() == 1])
     norms = [
-        compiled(measure, backend)(*each[:2], fresh, *each[2:]) for each in zip(gradients, parts, sums, rows)
+        compiled(update_norms, backend)(*each[:2], fresh, *each[2:])
+        for each in zip(gradients, parts, sums, rows)
     ]
     add_over_gpus(norms)
     for weight, gradient, part, total, norm, row in zip(
         weights.values(), gradients, parts, sums, norms, rows
     ):
-        compiled(apply, backend)(
+        compiled(apply_update, backend)(
             local(weight), gradient, part, rate, total, (norm[0] / weight.numel()).sqrt(), row
         )
         weight.grad = None
@@ -554,7 +559,7 @@ def shard(model, mesh, reshard: bool) -> Learner:
 
 
 @torch.no_grad()
-def deal_weights(loaded, model, device):
+def scatter_weights(loaded, model, device):
     """Give each GPU its part of the weights, and the buffers, of the model that rank 0 has loaded."""
     tensors = lambda model: dict(model.named_parameters()) | dict(model.named_buffers())
     source = tensors(loaded) if RANK == 0 else {}
@@ -590,7 +595,7 @@ def make_learner(options: dict, arguments, device) -> Learner:
     if WORLD == 1:
         return Learner(model.to(device))
     learner = shard(model, init_device_mesh(device.type, (WORLD,)), reshard)
-    deal_weights(loaded if RANK == 0 else None, model, device)
+    scatter_weights(loaded if RANK == 0 else None, model, device)
     if RANK == 0:
         model.generation_config = loaded.generation_config
     return learner
@@ -603,7 +608,7 @@ def is_trained(out: Path, unfinished: Path, settings: dict) -> bool:
         if not (folder / "train.json").exists():
             raise BadInput(f"{folder} exists and was not made by train.py: take another --out")
         made = json.loads((folder / "train.json").read_text())
-        compared = settings.keys() - SPEED_SETTINGS
+        compared = settings.keys() - MAY_CHANGE
         if changed := sorted(key for key in compared if made.get(key) != settings[key]):
             raise BadInput(f"{folder} was made with another {', '.join(changed)}: take another --out")
     return out.exists()
@@ -706,7 +711,7 @@ def start_processes() -> torch.device:
 
 
 def read_settings(arguments, options: dict, tokenizer) -> dict:
-    """What train.json keeps; training goes on only where all but SPEED_SETTINGS are the same."""
+    """What train.json keeps; training goes on only where all but MAY_CHANGE are the same."""
     settings = vars(arguments) | {"data": str(arguments.data), "out": str(arguments.out), "warmup": WARMUP}
     settings["data_sha256"] = hashlib.sha256(arguments.data.read_bytes()).hexdigest()
     settings["chat_template_sha256"] = hashlib.sha256(tokenizer.chat_template.encode()).hexdigest()

@@ -71,7 +71,15 @@ def is_assertion(node: ast.AST) -> bool:
     )
 
 
-def runs_an_assert(code: str) -> bool:
+def parses(code: str) -> bool:
+    try:
+        ast.parse(code)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    return True
+
+
+def has_reachable_assert(code: str) -> bool:
     """Whether running `code` comes to an assertion: at the top level, or in a function or class that is named
     by code which runs."""
     definitions = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)

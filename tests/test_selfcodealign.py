@@ -32,7 +32,7 @@ from selfcodealign import (
     LAYOUTS,
     METHOD,
     PROMPTS,
-    ExecutionBeside,
+    BackgroundExecution,
     Filters,
     Run,
     draw_deck,
@@ -524,12 +524,12 @@ def test_responses_are_executed_while_an_engine_elsewhere_goes_on(model, tmp_pat
     plant(run, sleepers(10))
     run.path("executions").unlink()
     run.engine = argparse.Namespace(on_cpu=False, cores=1)
-    with ExecutionBeside(run) as beside:
+    with BackgroundExecution(run) as beside:
         for row in run.kept("responses"):
             beside.add(row)
     assert str(beside) == ", executed 10, passed 50%"
     run.settings.memory_mb = 1  # no sandbox can be had: the problem is not lost, and nothing waits for ever
-    with pytest.raises(SandboxError), ExecutionBeside(run) as beside:
+    with pytest.raises(SandboxError), BackgroundExecution(run) as beside:
         for row in run.kept("responses"):
             beside.add(row)
 
