@@ -88,7 +88,9 @@ def add_settings(parser: argparse.ArgumentParser) -> dict:
     add("--layout", "tags", "headings: for a base model that does not follow tags", choices=list(LAYOUTS))
     group = parser.add_argument_group("sampling (2.2, 2.3)")
     add("--samples", 10, "responses per instruction", type=positive(int))
-    add("--temperature", 0.7, "of every stage; no top-p", type=float)
+    add("--temperature", 0.7, "of every stage", type=float)
+    add("--top-p", 1.0, "of every stage; 1: off, as in the paper", type=share)
+    add("--top-k", 0, "of every stage; 0: off, as in the paper", type=int)
     add("--max-tokens", 1536, "new tokens at most; a longer output is rejected", type=positive(int))
     group = parser.add_argument_group("execution (2.3)")
     add("--timeout", 10.0, "seconds a program may run", type=positive(float))
@@ -97,6 +99,11 @@ def add_settings(parser: argparse.ArgumentParser) -> dict:
     group = parser.add_argument_group("selection (2.3, C)")
     add("--test-in-instruction", 0.5, "share of examples that show a short test", type=share)
     add("--heldout", 0.0, "share of tasks kept out of sft.jsonl, in heldout.jsonl, for scoring", type=share)
+    bounds = {"nargs": 2, "type": share, "metavar": ("LOW", "HIGH")}
+    add("--pass-rate", [0.0, 1.0], "keep tasks of whose samples a share from LOW to HIGH pass", **bounds)
+    add(
+        "--min-killed", 0.0, "keep responses whose tests notice this share of mutants of its code", type=share
+    )
     return defaults
 
 
@@ -124,7 +131,8 @@ def share(text: str) -> float:
     return float(text)
 
 
-ADJUSTABLE = ("limit", "workers")  # may change from start to start: no row on disk depends on them
+# May change from start to start: no row on disk depends on them, or selection makes all its rows again
+ADJUSTABLE = ("limit", "workers", "pass_rate", "min_killed")
 ENGINE = ("server", "tensor_parallel", "data_parallel")
 WITH_SHOTS = ("concepts", "instructions", "responses")  # the stages that --shots counts for
 
@@ -187,7 +195,13 @@ def stages_of(config: dict) -> dict[str, Stage]:
     return extra("rivals").TABLES[config["rival"]] if config.get("rival") else METHOD
 
 
-def open_run(folder: Path, given: dict, engine_options: dict, facts: dict | None = None) -> Run:
+def open_run(
+    folder: Path,
+    given: dict,
+    engine_options: dict,
+    facts: dict | None = None,
+    read_source: Callable[[str], Iterator[dict]] = seeds.read_sources,
+) -> Run:
     """Start a run folder, or go on with it. `facts` are recorded besides the settings. Raises BadInput."""
     prompts = digest(*(path.read_text() for path in sorted(PROMPTS.rglob("*.md"))))
     if read_config(folder).get("prompts", prompts) != prompts:
@@ -199,7 +213,7 @@ def open_run(folder: Path, given: dict, engine_options: dict, facts: dict | None
     if is_new:
         check_model(config["model"])
         if not config.get("instructions_from"):
-            next(seeds.read_sources(config["source"]), None)  # a bad source leaves no run folder behind
+            next(read_source(config["source"]), None)  # a bad source leaves no run folder behind
     return Run(folder, config, engine_options)
 
 
@@ -210,8 +224,11 @@ def check_settings(config: dict):
     for key, known in {"categories": CATEGORIES, "difficulties": DIFFICULTIES}.items():
         if unknown := set(config[key].split(",")) - set(known):
             raise BadInput(f"--{key} takes {', '.join(known)}, not {', '.join(sorted(unknown))!r}")
-    if config["temperature"] < 0:
-        raise BadInput(f"--temperature takes 0 or more, not {config['temperature']}")
+    for key in ("temperature", "top_k"):
+        if config[key] < 0:
+            raise BadInput(f"--{key.replace('_', '-')} takes 0 or more, not {config[key]}")
+    if not config["top_p"]:
+        raise BadInput("--top-p takes more than 0, at most 1")
     if not re.fullmatch(r"\d+,\d+,\d+", config["shots"]):
         raise BadInput(f"--shots takes three numbers such as 8,8,1, not {config['shots']!r}")
     check_limits(config["workers"] or 1, config["timeout"], config["memory_mb"])
@@ -329,7 +346,8 @@ def build_requests(
             if len(token_ids) + max_tokens > run.engine.context:
                 reject_long_prompt(row)
             else:
-                yield Request(row["id"], token_ids, max_tokens, settings.temperature, seed, list(stop), row)
+                sampling = {key: getattr(settings, key) for key in ("temperature", "top_p", "top_k")}
+                yield Request(row["id"], token_ids, max_tokens, seed, list(stop), row, **sampling)
 
 
 # ------------------------------------------------------------------------------------ 2.1, B: source -> seeds
@@ -413,7 +431,7 @@ def judge(run: Run, candidates: Iterator[dict]) -> Iterator[dict]:
             if "reject" not in row and least:
                 prompt = run.engine.tokenizer(judge_prompt(row)).input_ids
                 if len(prompt) < run.engine.context:
-                    requests.append(Request(row["id"], prompt, 1, 0.0, None, [], row, logprobs=20))
+                    requests.append(Request(row["id"], prompt, 1, None, [], row, logprobs=20))
                 else:
                     row["reject"] = "prompt_too_long"
         for request, completion in stream(run.engine, requests) if requests else ():
@@ -669,6 +687,8 @@ class Filters:
     after it.
     """
 
+    longest = 200  # words of an instruction
+
     def __init__(self, decontaminator: Decontaminator):
         self.decontaminator = decontaminator
         self.seen = set()
@@ -680,7 +700,7 @@ class Filters:
         return instruction, *self.hashes(instruction, response), find(instruction) or find(response)
 
     def __call__(self, instruction: str, exact: dict, near: dict, finding: Finding | None) -> dict:
-        if len(instruction.split()) > 200:
+        if len(instruction.split()) > self.longest:
             return {"reject": "long_instruction"}
         for reason, number in exact.items():
             if number in self.seen:
@@ -726,9 +746,35 @@ def select(run: Run, filters: Filters | None = None, most: float = math.inf) -> 
     extras/rivals.py only.
     """
     origins, filters = Origins(run.folder, run.stages), filters or Filters(run.decontaminator)
-    verdicts, tried = choose(run, origins, ordered_responses(run, origins), filters)
+    response_ids = ordered_responses(run, origins)
+    unwanted = outside_pass_rate(run, origins, response_ids)
+    unwanted |= weakly_tested(run, origins, [one for one in response_ids if one not in unwanted])
+    offered = [response_id for response_id in response_ids if response_id not in unwanted]
+    verdicts, tried = choose(run, origins, offered, filters)
     run.save(decontamination="; ".join(filter(None, (run.decontaminator.coverage, tried))))
-    return write_selection(run, origins, verdicts, most)
+    return write_selection(run, origins, unwanted | verdicts, most)
+
+
+def outside_pass_rate(run: Run, origins: "Origins", response_ids: list[str]) -> dict[str, dict]:
+    """{response id: its reject} of the passing responses to tasks that --pass-rate leaves out: too hard, or
+    too easy, for this model. Raises BadInput."""
+    low, high = run.settings.pass_rate
+    if low <= 0 and high >= 1:
+        return {}
+    if "executions" not in run.stages:
+        raise BadInput(f"--pass-rate: the rival {run.config['rival']} executes no responses")
+    task_of = {one: origins.task(origins.responses[one])["id"] for one in response_ids}
+    passing = Counter(task_of.values())
+    is_left_out = lambda task: not low <= passing[task] / run.settings.samples <= high
+    return {one: {"reject": "pass_rate"} for one in response_ids if is_left_out(task_of[one])}
+
+
+def weakly_tested(run: Run, origins: "Origins", response_ids: list[str]) -> dict[str, dict]:
+    """{response id: its reject} of the responses whose tests notice fewer mutants than --min-killed."""
+    if not run.settings.min_killed:
+        return {}
+    weak = extra("quality").weakly_tested(run, origins, response_ids)
+    return {response_id: {"reject": "weak_tests"} for response_id in weak}
 
 
 def ordered_responses(run: Run, origins: "Origins", outcomes: Iterable[str] = ("passed",)) -> list[str]:
@@ -979,8 +1025,9 @@ EXTRAS = {  # command: what it does; the file of that name in extras/, loaded wh
     "trace": "one final example back to its seed",
     "quality": "how much the tests of the final examples test",
     "pilot": "a small run in each layout, and what a full run would give",
-    "export": "the final examples for others, with a dataset card",
-    "rival": "the rows that the paper compares the method with (T9, T10, T11)",
+    "export": "the final examples, pairs or tasks with tests for others, with a dataset card",
+    "card": "the card of a trained model",
+    "rival": "the rows that the paper compares the method with (T1, T9, T10, T11)",
     "memory": "what training takes on each GPU, from a model's config alone",
     "doctor": "what this machine can do with a model, and the commands for it",
     "comparison": "pages of what eval.py --compare and --table wrote",

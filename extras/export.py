@@ -1,7 +1,11 @@
 """Export a run's data: a folder that `datasets.load_dataset` reads as it is, and its card.
 
-    python selfcodealign.py export --out runs/first --format parquet     train.parquet: all of sft.jsonl
-    python selfcodealign.py export --out runs/first --format messages    train.jsonl: {"id", "messages"}
+    python selfcodealign.py export --out runs/first --format parquet       train.parquet: all of sft.jsonl
+    python selfcodealign.py export --out runs/first --format messages      train.jsonl: {"id", "messages"}
+    python selfcodealign.py export --out runs/first --format preference    pairs, for TRL's DPOTrainer
+    python selfcodealign.py export --out runs/first --format rl            tasks and tests, for GRPOTrainer
+
+See extras/outcomes.py for the last two, and extras/reward.py for the reward of the last.
 
 The folder, `--to DIR` or export-FORMAT in the run folder, appears when it is whole. Seeds keep the licence of
 the code they come from, which a run does not know: the card says `unknown` unless `--license` gives one.
@@ -12,39 +16,67 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from extras import outcomes
 from parts.folder import read_config
 from parts.rows import BadInput, read_rows, whole
-from selfcodealign import funnel, table
+from selfcodealign import funnel, positive, share, table
+
+EVERY_RESPONSE = ("a response each", "Every response passed the tests that came with it.")
+FORMATS = {  # what a row has besides an instruction, and what was verified
+    "parquet": EVERY_RESPONSE,
+    "messages": EVERY_RESPONSE,
+    "preference": ("two responses each", "Every chosen response passed the tests that came with it."),
+    "rl": ("tests each", "A response of the model's passed the tests."),
+}
 
 
-def export(run_folder: Path, out: Path, format: str, license: str = "unknown") -> int:
-    """Write the final examples of a run, which are held in memory, and their card to the new folder `out`.
-    Returns how many there are. Raises BadInput."""
+def export(
+    run_folder: Path,
+    out: Path,
+    format: str,
+    license: str = "unknown",
+    pairs: int = 1,
+    pass_rate: Sequence[float] = (0.0, 1.0),
+) -> dict[str, int]:
+    """Write rows made of the final examples of a run, which are held in memory, and their card to the new
+    folder `out`. Returns what became of the examples, in numbers. Raises BadInput."""
     source, out = run_folder / "sft.jsonl", out.resolve()
     if not source.is_file():
         raise BadInput(f"no sft.jsonl in {run_folder}: no run folder, or `selection` has not been run")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise BadInput(f"{out} exists: remove it, or take another --to")
-    examples = list(read_examples(source))
-    if not examples:
+    if not (examples := list(read_examples(source))):
         raise BadInput(f"{source} has no examples")
-    file, write = FORMATS[format]
-    columns = list(examples[0]) if format == "parquet" else ["id", "messages"]
-    description = card(run_folder, file, columns, len(examples), license)
+    file, write = "train.jsonl", write_lines
+    rows, counts = examples, {"examples": len(examples)}
+    match format:
+        case "parquet":
+            file, write = "train.parquet", write_parquet
+        case "messages":
+            rows = list(map(messages, examples))
+        case "preference":
+            rows, counts = outcomes.preference_pairs(run_folder, pairs)
+        case "rl":
+            rows, counts = outcomes.reward_tasks(run_folder, *pass_rate)
+    if not rows:
+        told = ", ".join(f"{number} {what}" for what, number in counts.items())
+        raise BadInput(f"{run_folder} gives no rows: {told}")
+    made = counts | {"rows": len(rows)}
+    description = card(run_folder, file, format, list(rows[0]), made, license)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as scratch:
             folder = Path(scratch, "data")
             folder.mkdir()
-            write(examples, folder / file)
+            write(rows, folder / file)
             description.save(folder / "README.md")
             os.replace(folder, out)
     except OSError as error:
         raise BadInput(f"cannot write to {out}: {error}") from None
-    return len(examples)
+    return made
 
 
 def read_examples(path: Path) -> Iterator[dict]:
@@ -66,15 +98,15 @@ def write_parquet(rows: list[dict], path: Path):
     pyarrow.parquet.write_table(columns, path, row_group_size=1000, compression="zstd")
 
 
-def write_messages(rows: list[dict], path: Path):
+def write_lines(rows: list[dict], path: Path):
     with path.open("w", encoding="utf-8") as file:
-        for row in rows:
-            turns = [("user", row["instruction"]), ("assistant", row["response"])]
-            messages = [{"role": role, "content": content} for role, content in turns]
-            file.write(json.dumps({"id": row["id"], "messages": messages}, ensure_ascii=False) + "\n")
+        file.writelines(whole(json.dumps(row, ensure_ascii=False)) + "\n" for row in rows)
 
 
-FORMATS = {"parquet": ("train.parquet", write_parquet), "messages": ("train.jsonl", write_messages)}
+def messages(example: dict) -> dict:
+    turns = outcomes.says("user", example["instruction"]) + outcomes.says("assistant", example["response"])
+    return {"id": example["id"], "messages": turns}
+
 
 # --------------------------------------------------------------------------------------------------- the card
 
@@ -87,11 +119,19 @@ COLUMNS = {
     "concepts": "what the model named in the seed; empty where none were named",
     "seed": "the code that everything came from: of others, under their licence",
     "messages": "the instruction as user, the response as assistant",
+    "prompt": "the instruction as user",
+    "chosen": "a response that passes its tests",
+    "rejected": "a response that fails its own tests and those of `chosen`",
+    "rejected_by": "what its own tests ended with",
+    "timeout": "seconds that a program may run",
+    "memory_mb": "megabytes that it may use",
+    "pass_rate": "share of the model's samples that passed their own tests",
+    "agreement": "share of the other passing samples whose code passes these tests",
 }
 ABSOLUTE_PATH = r"(?<![\w.:/])/(?:[^\s/]+/)*([^\s/]+)"  # in a sentence; its group is the last part
 
 
-def card(run_folder: Path, file: str, columns: list[str], examples: int, license: str):
+def card(run_folder: Path, file: str, format: str, columns: list[str], made: dict[str, int], license: str):
     """The dataset card, with the header that the hub understands. It shows no folders of this machine."""
     from huggingface_hub import DatasetCard, DatasetCardData
 
@@ -114,7 +154,9 @@ def card(run_folder: Path, file: str, columns: list[str], examples: int, license
     return DatasetCard.from_template(
         header,
         template_path=Path(__file__).parent / "pages" / "card.md",
-        examples=examples,
+        made=made,
+        contents=FORMATS[format][0],
+        verified=FORMATS[format][1],
         source="Python's standard library" if source == "stdlib" else source,
         models=" and ".join(dict.fromkeys(filter(None, (settings.get("instructions_by"), model)))),
         columns=columns,
@@ -135,12 +177,17 @@ def without_folders(value):
 
 
 def main(words: list[str]):
-    parser = argparse.ArgumentParser("selfcodealign.py export", description="the final examples for others")
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("selfcodealign.py export", description=__doc__, formatter_class=raw)
     parser.add_argument("--out", type=Path, required=True, help="the run folder")
-    parser.add_argument("--format", choices=FORMATS, required=True, help="every column, or chat messages")
+    parser.add_argument("--format", choices=FORMATS, required=True, help="see above")
     parser.add_argument("--to", type=Path, help="a new folder (default: export-FORMAT in the run folder)")
     parser.add_argument("--license", default="unknown", help="the hub's name of the data's licence")
+    parser.add_argument("--pairs", type=positive(int), default=1, help="preference: so many of an example")
+    bounds = {"nargs": 2, "type": share, "metavar": ("LOW", "HIGH"), "default": (0.0, 1.0)}
+    parser.add_argument("--pass-rate", help="rl: tasks of whose samples such a share passed", **bounds)
     arguments = parser.parse_args(words)
     folder = arguments.to or arguments.out / f"export-{arguments.format}"
-    examples = export(arguments.out, folder, arguments.format, arguments.license)
-    print(f"{examples} examples: {folder}")
+    options = arguments.license, arguments.pairs, arguments.pass_rate
+    made = export(arguments.out, folder, arguments.format, *options)
+    print(f"{', '.join(f'{number} {what}' for what, number in made.items())}: {folder}")

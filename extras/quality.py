@@ -150,6 +150,20 @@ def outcomes_of(
             yield key, waiting.pop(key)
 
 
+def weakly_tested(run, origins, response_ids: list[str]) -> set[str]:
+    """The responses whose tests kill less than --min-killed of their code's mutants. Those without a mutant
+    are among them, and those that take longer than TIMEOUT: nothing shows what their tests test."""
+    examples = ((response_id, *parts_of(origins.responses[response_id])) for response_id in response_ids)
+    with Sandbox(run.settings.workers, TIMEOUT, run.settings.memory_mb) as sandbox:
+        scores = mutation_score(sandbox, examples)
+        bar = progress(scores, total=len(response_ids), desc="mutants", unit="response")
+        return {
+            response_id
+            for response_id, score in bar
+            if not score.mutants or score.killed < run.settings.min_killed * score.mutants
+        }
+
+
 def count_asserts(tests: str) -> tuple[int, int]:
     """(asserts, different asserts) in the text of the tests, unittest's methods included."""
     asserts = list(filter(is_assertion, ast.walk(ast.parse(tests))))

@@ -1,4 +1,4 @@
-"""What the paper compares the method with: the rows of its tables T9, T10 and T11.
+"""What the paper compares the method with: rows of its tables T1, T9, T10 and T11.
 
     python selfcodealign.py rival snippet-to-instruction --model M --match RUN --out runs/t10a ...
     python selfcodealign.py rival failing --out RUN
@@ -10,6 +10,10 @@
     oss-instruct                    T11: a teacher writes problem and solution from a snippet; not executed
     evol-instruct                   T11: a teacher makes the instructions of --from harder, twice, and answers
                                     them; not executed
+    octopack                        T1: commits of the git repository or CommitPackFT file --source, as pairs;
+                                    the model only counts tokens
+    given-tasks                     the `instruction`s of a JSON Lines file, --source; `random` after it takes
+                                    the answers whether they pass or not
 
 Each is the method with other rows in its table of stages, or other arguments of `select`. `--match RUN` keeps
 no more examples than RUN has, and none like the tasks that RUN keeps out, so that both can be scored on them.
@@ -26,9 +30,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import selfcodealign as method
+from extras import commits
 from parts.examples import Example
 from parts.folder import read_config
-from parts.rows import Appender, BadInput, digest, draw, read_rows, row_id
+from parts.rows import Appender, BadInput, digest, draw, one_line, read_objects, read_rows, row_id
 from parts.seeds import read_sources
 from sandbox import OUTCOMES
 from selfcodealign import METHOD, Filters, Origins, Run, Stage, few_shot_prompt, generate, parse_instruction
@@ -56,9 +61,9 @@ def choose(run: Run, choice: str) -> int:
     return method.write_selection(run, origins, verdicts, most, f"-{choice}")
 
 
-def filters_after(run: Run, examples: Iterator[dict]) -> Filters:
+def filters_after(run: Run, examples: Iterator[dict], kind: type[Filters] = Filters) -> Filters:
     """The filters, as if the examples had been kept before."""
-    filters = Filters(run.decontaminator)
+    filters = kind(run.decontaminator)
     for example in examples:
         filters.count_as_kept(*filters.hashes(example["instruction"], example["response"]))
     return filters
@@ -111,6 +116,53 @@ def snippets(source: str, seed: int) -> Iterator[dict]:
             code = "\n".join(lines[start : start + length]).strip("\n")
             if code.strip():
                 yield {"where": f"{where}:{start + 1}", "code": code}
+
+
+def gather_commits(run: Run):
+    """T1, OctoPack: single-file Python commits."""
+    from transformers import AutoTokenizer
+
+    with one_line(f"cannot load the tokenizer of {run.settings.model}"):
+        tokenizer = AutoTokenizer.from_pretrained(run.settings.model)
+    count_tokens = lambda text: len(tokenizer(text).input_ids)
+
+    def candidates(on_disk: set[str]) -> Iterator[dict]:
+        for commit in commits.read_commits(run.settings.source):
+            commit["message"] = commits.clean(commit["message"])
+            identity = row_id("seeds", *(commit[key] for key in ("message", "code", "new_code")))
+            if identity not in on_disk:
+                on_disk.add(identity)
+                reason = commits.reason_against(commit, count_tokens)
+                yield {"id": identity, **commit} | ({"reject": reason} if reason else {})
+
+    method.keep_seeds(run, candidates)
+
+
+def commit_task(row: dict) -> dict:
+    """OctoPack's instruction: the message, then the code as it was."""
+    code = f"\n\n```python\n{row['code'].rstrip()}\n```" if row["code"].strip() else ""
+    task = {"instruction": row["message"] + code, "category": "commit", "difficulty": "not drawn"}
+    return task | {"solution": f"```python\n{row['new_code'].rstrip()}\n```"}
+
+
+def read_tasks(source: str) -> Iterator[dict]:
+    rows = read_objects(Path(source), "instruction")
+    return ({"where": where, "code": row["instruction"]} for where, row in rows)
+
+
+def gather_tasks(run: Run):
+    """Instead of seeds: the tasks of a file, those of a benchmark rejected."""
+
+    def candidates(on_disk: set[str]) -> Iterator[dict]:
+        for row in method.new_candidates(read_tasks(run.settings.source), on_disk):
+            finding = run.decontaminator.contaminated_by(row["code"])
+            yield row | (method.contaminated(finding) if finding else {})
+
+    method.keep_seeds(run, candidates)
+
+
+def given_task(row: dict) -> dict:
+    return {"instruction": row["code"], "category": "given", "difficulty": "not drawn"}
 
 
 def copy_rows(origin_stage: str, stage: str | None = None) -> Callable[[Run], None]:
@@ -199,35 +251,55 @@ def evolve_prompt(deck: list[Example], fields: dict, task: dict, settings: argpa
     return f"{method.system_text('evolve')}\n\n### Example 5\n{opening}"  # the file has four
 
 
-def select_matched(run: Run):
+def select_matched(run: Run, kind: type[Filters] = Filters):
     """`select`, with no more examples than the run to match, and none like what is scored beside it."""
     match = run.config.get("match")
     most = count_examples(Path(match)) if match else math.inf
     heldout = heldout_of(match, run.config.get("instructions_from"))
-    examples = method.select(run, filters_after(run, heldout), most)
+    examples = method.select(run, filters_after(run, heldout, kind), most)
     if examples < most < math.inf:
         print(f"{examples} examples, fewer than the {most} to match: there are no more")
 
 
 # ----------------------------------------------------------------------------------------------------- tables
 
+
+class CommitFilters(Filters):
+    """Benchmark text and exact copies only: an instruction holds code, and commits to a file are alike."""
+
+    longest = math.inf
+
+    def hashes(self, instruction: str, response: str) -> tuple[dict, dict]:
+        exact, _ = super().hashes(instruction, response)
+        return {reason: exact[reason] for reason in ("same_instruction", "same_response")}, {}
+
+
+def select_commits(run: Run):
+    select_matched(run, CommitFilters)
+
+
+def no_concepts(*fields: str) -> Stage:
+    """No list of concepts for each seed, but the fields of it that the next stage needs."""
+    pass_on = lambda seed: {"concepts": [], **{field: seed[field] for field in fields}}
+    return Stage("seeds", "seed_id", compute("concepts", pass_on))
+
+
 SNIPPETS = Stage(None, None, gather_snippets)
-# No list of concepts for each seed, but its code for the next stage
-NO_CONCEPTS = Stage(
-    "seeds", "seed_id", compute("concepts", lambda seed: {"concepts": [], "code": seed["code"]})
-)
 SOLUTIONS = compute("responses", lambda task: {"response": task["solution"], "tests": ""})
 COPIED = {name: replace(METHOD[name], make=copy_rows(name)) for name in ("seeds", "concepts", "instructions")}
 MATCHED = METHOD | {"selection": replace(METHOD["selection"], make=select_matched)}
 UNTESTED = {"selection": Stage("responses", "response_id", select_matched)}
 TABLES = {
     "snippet-to-instruction": MATCHED
-    | {"concepts": NO_CONCEPTS, "instructions": replace(METHOD["instructions"], prompt=direct_prompt)},
+    | {
+        "concepts": no_concepts("code"),
+        "instructions": replace(METHOD["instructions"], prompt=direct_prompt),
+    },
     "random-snippets": MATCHED | {"seeds": SNIPPETS},
     "teacher": MATCHED | COPIED,
     "oss-instruct": {
         "seeds": SNIPPETS,
-        "concepts": NO_CONCEPTS,
+        "concepts": no_concepts("code"),
         "instructions": Stage("concepts", "concepts_id", write_problems, oss_prompt),
         "responses": Stage("instructions", "instruction_id", SOLUTIONS),
     }
@@ -241,10 +313,24 @@ TABLES = {
         "responses": METHOD["responses"],
     }
     | UNTESTED,
+    "octopack": {
+        "seeds": Stage(None, None, gather_commits),
+        "concepts": no_concepts("message", "code", "new_code"),
+        "instructions": Stage("concepts", "concepts_id", compute("instructions", commit_task)),
+        "responses": Stage("instructions", "instruction_id", SOLUTIONS),
+        "selection": Stage("responses", "response_id", select_commits),
+    },
+    "given-tasks": MATCHED
+    | {
+        "seeds": Stage(None, None, gather_tasks),
+        "concepts": no_concepts("code"),
+        "instructions": Stage("concepts", "concepts_id", compute("instructions", given_task)),
+    },
 }
 NEED_INSTRUCTIONS = ("teacher", "evol-instruct")
 # Settings that belong to the run that wrote the instructions
 SHAPE_INSTRUCTIONS = ("source", "limit", "judge")
+OTHER_SOURCES = {"octopack": commits.read_commits, "given-tasks": read_tasks}  # than Python files
 
 
 def start(
@@ -265,7 +351,8 @@ def start(
         if surplus := [key for key in SHAPE_INSTRUCTIONS if key in given]:
             raise BadInput(f"no --{surplus[0]} with --from: it is that of {origin}")
         recorded |= {"instructions_from": str(origin.resolve())} | facts_of(origin)
-    return method.open_run(out, given, engine_options, recorded)
+    read_source = OTHER_SOURCES.get(name, read_sources)
+    return method.open_run(out, given, engine_options, recorded, read_source)
 
 
 def facts_of(folder: Path) -> dict:

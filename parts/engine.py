@@ -129,6 +129,8 @@ class InProcess:
 
         sampling = SamplingParams(
             temperature=request.temperature,
+            top_p=request.top_p,
+            top_k=request.top_k,
             max_tokens=request.max_tokens,
             seed=request.seed,
             stop=request.stop,

@@ -11,10 +11,12 @@ class Request:
     id: str
     prompt: list[int]
     max_tokens: int
-    temperature: float
     seed: int | None
     stop: list[str]
     row: dict = field(default_factory=dict)
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0  # 0: off
     logprobs: int = 0  # how many of the likeliest first tokens to tell
 
 

@@ -84,15 +84,17 @@ def read_objects(path: Path, *keys: str) -> Iterator[tuple[str, dict]]:
 
 
 def fingerprint(path: Path) -> str | None:
-    """A hash of a file, or of a checkpoint folder: name, size and 64 blocks of 64 KiB of each file; None for
-    a hub id. Limit: a change that keeps the size of a file over 4 MiB, and stays between its evenly spread
-    blocks, is not seen. Training changes weights everywhere."""
+    """A hash of a file, or of a checkpoint folder: name, size and 64 blocks of 64 KiB of each file but its
+    README.md; None for a hub id. Limit: a change that keeps the size of a file over 4 MiB, and stays between
+    its evenly spread blocks, is not seen. Training changes weights everywhere."""
     if path.is_file():
         return hashlib.md5(path.read_bytes()).hexdigest()
     if not path.is_dir():
         return None
     found = hashlib.md5()
-    for file in sorted(file for file in path.iterdir() if file.is_file()):
+    for file in sorted(path.iterdir()):
+        if not file.is_file() or file.name == "README.md":  # a card may be written later
+            continue
         size = file.stat().st_size
         found.update(f"{file.name} {size} ".encode())
         with file.open("rb") as content:

@@ -79,14 +79,14 @@ class Server:
         import openai
 
         # What is not sent would come from the model's generation_config.
-        plain = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
+        plain = {"top_k": request.top_k or -1, "min_p": 0.0, "repetition_penalty": 1.0}
         try:
             answer = await client.completions.create(
                 model=name,
                 prompt=request.prompt,
                 max_tokens=request.max_tokens,
                 temperature=request.temperature,
-                top_p=1.0,
+                top_p=request.top_p,
                 extra_body=plain,
                 seed=request.seed,
                 stop=request.stop or None,

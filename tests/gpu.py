@@ -157,7 +157,9 @@ def engine(given) -> dict:
         vllm = start_engine(folder, 2048, data_parallel=1)
         found = {"seconds_to_start": time.monotonic() - started}
         prompt, count = vllm.tokenizer("import os\n" * 20).input_ids, 16 if TINY else 2000
-        requests = [Request(str(n), prompt, 64 if TINY else 256, 1.0, n, []) for n in range(count)]
+        requests = [
+            Request(str(n), prompt, 64 if TINY else 256, n, [], temperature=1.0) for n in range(count)
+        ]
         started = time.monotonic()
         tokens = sum(completion.tokens for _, completion in stream(vllm, requests))
         found["tokens_per_second"] = tokens / (time.monotonic() - started)

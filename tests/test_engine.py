@@ -44,8 +44,8 @@ def engine(model):
 
 
 def test_a_server_without_usage_or_logprobs_hangs_nothing(engine):
-    request = Request("1", [1, 2, 3], 4, 0.0, None, [], {})
+    request = Request("1", [1, 2, 3], 4, None, [])
     [(_, completion)] = stream(engine, [request])
     assert completion.text == "Yes" and completion.finished and completion.tokens > 0
     with pytest.raises(BadInput, match="--judge 0"):
-        list(stream(engine, [Request("2", [1, 2, 3], 1, 0.0, None, [], {}, logprobs=20)]))
+        list(stream(engine, [Request("2", [1, 2, 3], 1, None, [], logprobs=20)]))

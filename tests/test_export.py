@@ -50,14 +50,14 @@ def load(folder, tmp_path) -> list[dict]:
 
 
 def test_parquet_holds_every_column_of_every_example(run_folder, tmp_path):
-    assert export(run_folder, tmp_path / "out", "parquet") == 2500
+    assert export(run_folder, tmp_path / "out", "parquet")["rows"] == 2500
     assert load(tmp_path / "out", tmp_path) == EXAMPLES
 
 
 def test_a_list_that_is_empty_in_the_first_thousand_examples_keeps_its_type(run_folder, tmp_path):
     rows = [row | {"concepts": []} for row in EXAMPLES[:1000]] + EXAMPLES[1:2]
     (run_folder / "sft.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert export(run_folder, tmp_path / "out", "parquet") == 1001
+    assert export(run_folder, tmp_path / "out", "parquet")["rows"] == 1001
     assert load(tmp_path / "out", tmp_path)[-1]["concepts"] == ["lists"]
 
 

@@ -1,0 +1,49 @@
+#!/usr/bin/env bash
+# Rounds: the aligned model writes the next round's data, from other seeds; each round is trained from the base on all data so far.
+#
+#   experiments/rounds/run.sh                     three rounds of the embedded model, about 25 minutes on 2 cores
+#   OUT=runs/rounds-1.5b MODEL=Qwen/Qwen2.5-Coder-1.5B SEEDS=20000 PROMPT=completion GENERATE= TRAIN= EVALUATE= experiments/rounds/run.sh
+#
+# Given again, it goes on where it was. The seeds of all rounds are gathered once, then dealt out: no seed is used twice.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+source environment.sh
+
+MODEL=${MODEL-models/smollm2-135m}
+OUT=${OUT-runs/rounds}
+ROUNDS=${ROUNDS-3}
+SEEDS=${SEEDS-180} # of each round
+SOURCE=${SOURCE-stdlib}
+PROMPT=${PROMPT-auto}
+GENERATE=${GENERATE---samples 4 --temperature 0.4 --max-tokens 256 --decks 4 --judge 0 --categories function --difficulties easy --shots 4,4,5}
+TRAIN=${TRAIN---epochs 2 --batch-size 8 --lr 1e-4 --precision mixed --chat-template keep}
+EVALUATE=${EVALUATE---max-tokens 256}
+[ "$MODEL" != models/smollm2-135m ] || python extras/embedded.py "$MODEL"
+
+python selfcodealign.py seeds --model "$MODEL" --source "$SOURCE" --out "$OUT/seeds" --limit $((SEEDS * ROUNDS)) --judge 0
+python - "$OUT" "$ROUNDS" <<'PYTHON'
+import json, sys
+from pathlib import Path
+out, rounds = Path(sys.argv[1]), int(sys.argv[2])
+rows = (json.loads(line) for line in (out / "seeds" / "seeds.jsonl").open())
+kept = [json.dumps({"content": row["code"]}) + "\n" for row in rows if "reject" not in row]
+for number in range(rounds):
+    (out / f"source-{number + 1}.jsonl").write_text("".join(kept[number::rounds]))
+PYTHON
+
+writer=$MODEL # of the next data
+models=("$MODEL") folders=("$OUT/eval-0") prompts=("$PROMPT")
+for ((round = 1; round <= ROUNDS; round++)); do
+    python selfcodealign.py run --model "$writer" --source "$OUT/source-$round.jsonl" --out "$OUT/round-$round" $GENERATE
+    for ((n = 1; n <= round; n++)); do cat "$OUT/round-$n/sft.jsonl"; done >"$OUT/union-$round.jsonl"
+    writer=$OUT/model-$round
+    python train.py --model "$MODEL" --data "$OUT/union-$round.jsonl" --out "$writer" $TRAIN
+    models+=("$writer") folders+=("$OUT/eval-$round") prompts+=(auto)
+done
+python eval.py --model "${models[@]}" --prompt "${prompts[@]}" --benchmark humaneval mbpp --out "${folders[@]}" $EVALUATE
+python eval.py --table "${folders[@]}" --out "$OUT"
+for ((round = 1; round <= ROUNDS; round++)); do
+    echo "round $round"
+    python selfcodealign.py report --out "$OUT/round-$round" | grep -E '^(responses|executions|selection|sft)'
+    python eval.py --compare "$OUT/eval-0" "$OUT/eval-$round" | grep 'both+'
+done

@@ -1,0 +1,160 @@
+"""What else the samples of a run are good for: pairs for preference tuning, tasks for reinforcement learning.
+
+Both are made of the tasks in sft.jsonl, which passed every filter and are not held out. Every program that a
+row depends on runs again: verdicts that differ from run to run make no row.
+"""
+
+import collections
+from collections.abc import Iterator
+from pathlib import Path
+
+from extras.quality import agreement, outcomes_of, parts_of
+from parts.code import program, python_code
+from parts.contamination import Decontaminator
+from parts.folder import read_config
+from parts.rows import BadInput, progress, read_rows, row_id
+from sandbox import Sandbox
+from selfcodealign import Origins, stages_of
+
+SPARE = 2  # candidates more than pairs: some turn out to be right
+
+
+def tasks(folder: Path) -> Iterator[tuple[dict, dict, list[dict]]]:
+    """Yield (example, its task, the executed responses to it with `outcome` and `detail`) for each example of
+    sft.jsonl. Raises BadInput."""
+    stages = stages_of(read_config(folder))
+    if "executions" not in stages:
+        raise BadInput(f"{folder} has no failing and passing responses: none was executed")
+    origins, responses_to = Origins(folder, stages), collections.defaultdict(list)
+    executions = {row["response_id"]: row for row in read_rows(folder / "executions.jsonl")}
+    for response_id in filter(executions.get, origins.responses):
+        task = origins.task(origins.responses[response_id])
+        responses_to[task["id"]].append(response_id)
+    for example in read_rows(folder / "sft.jsonl"):
+        names = responses_to[example["instruction_id"]]
+        verdicts = ({key: executions[name][key] for key in ("outcome", "detail")} for name in names)
+        responses = [origins.responses[name] | verdict for name, verdict in zip(names, verdicts)]
+        yield example, origins.task(origins.responses[example["response_id"]]), responses
+
+
+def sandbox_of(folder: Path) -> Sandbox:
+    config = read_config(folder)
+    return Sandbox(config["workers"], config["timeout"], config["memory_mb"])
+
+
+def says(role: str, content: str) -> list[dict]:
+    return [{"role": role, "content": content}]
+
+
+# ------------------------------------------------------------------------------------------------- preference
+
+
+def likeness(chosen: str, response: dict) -> tuple:
+    """Order of the failing responses: an assertion failed before an exception, that before a time limit or a
+    crash; then those of the chosen one's length."""
+    by_assertion = response["outcome"] == "failed" and "AssertionError" in response["detail"]
+    difference = abs(len(response["response"]) - len(chosen))
+    return not by_assertion, response["outcome"] != "failed", difference, response["id"]
+
+
+def programs_of(response: dict, example: dict) -> list[str]:
+    """The response's code with its own tests, and with those of the example."""
+    code, tests = parts_of(response)
+    return [program(code, tests), program(code, python_code(example["tests"]))]
+
+
+def preference_pairs(folder: Path, pairs: int) -> tuple[list[dict], dict[str, int]]:
+    """For each example of sft.jsonl at most `pairs` rows {prompt, chosen, rejected, ...}, and what became of
+    the examples, in numbers.
+
+    `rejected` fails its own tests and those of `chosen`: a response that passes the latter may be right, and
+    its own tests wrong. Raises BadInput.
+    """
+    offered, made, decontaminator = {}, {}, Decontaminator()
+
+    def groups() -> Iterator[tuple[str, list[str]]]:
+        for example, _, responses in tasks(folder):
+            failing = {row["response"]: row for row in responses if row["outcome"] != "passed"}
+            clean = [row for row in failing.values() if not decontaminator.contaminated_by(row["response"])]
+            candidates = sorted(clean, key=lambda row: likeness(example["response"], row))[: pairs + SPARE]
+            offered[example["id"]] = example, candidates
+            programs = (text for row in candidates for text in programs_of(row, example))
+            yield example["id"], [example["program"], *programs]
+
+    with sandbox_of(folder) as sandbox:
+        for name, outcomes in progress(outcomes_of(sandbox, groups()), desc="pairs", unit="task"):
+            example, candidates = offered[name]
+            failing = {text for text, outcome in outcomes.items() if outcome not in ("passed", "error")}
+            wrong = [row for row in candidates if {*programs_of(row, example)} <= failing]
+            passes = outcomes[example["program"]] == "passed"
+            made[name] = [pair_of(example, row) for row in wrong[:pairs]] if passes else []
+    counts = {"examples": len(made), "with a pair": sum(map(bool, made.values()))}
+    counts["without a failing response"] = sum(not candidates for _, candidates in offered.values())
+    counts["with failing ones that may be right"] = 2 * len(made) - sum(counts.values())
+    return [row for name in offered for row in made[name]], counts
+
+
+def pair_of(example: dict, rejected: dict) -> dict:
+    return {
+        "id": row_id("preference", example["id"], rejected["id"]),
+        "prompt": says("user", example["instruction"]),
+        "chosen": says("assistant", example["response"]),
+        "rejected": says("assistant", rejected["response"]),
+        "rejected_by": rejected["outcome"],
+        "instruction_id": example["instruction_id"],
+        "response_id": example["response_id"],
+        "rejected_id": rejected["id"],
+    }
+
+
+# ------------------------------------------------------------------------------------- reinforcement learning
+
+
+def reward_tasks(folder: Path, low: float, high: float) -> tuple[list[dict], dict[str, int]]:
+    """Rows {prompt, tests, timeout, memory_mb, pass_rate, agreement, ...} for the tasks in sft.jsonl of whose
+    samples a share from `low` to `high` passed, and what became of the examples, in numbers.
+
+    The tests are those of the passing samples that most of the others' code passes (`agreement`, None where
+    one sample passed); rows with more agreement come first. Raises BadInput.
+    """
+    config, wanted, rows, examples = read_config(folder), {}, [], 0
+
+    def groups() -> Iterator[tuple[str, list[tuple[str, str]]]]:
+        nonlocal examples
+        for example, task, responses in tasks(folder):
+            examples += 1
+            passing = [row for row in responses if row["outcome"] == "passed"]
+            passing.sort(key=lambda row: (row["id"] != example["response_id"], row["id"]))
+            rate = len(passing) / config["samples"]
+            if low <= rate <= high:
+                wanted[example["id"]] = example, task, rate
+                yield example["id"], list(map(parts_of, passing))
+
+    with sandbox_of(folder) as sandbox:
+        # Read as a whole: the sandbox's thread would change `wanted` while it is read
+        samples_of = dict(groups())
+        for name, matrix in progress(agreement(sandbox, samples_of.items()), desc="agreement", unit="task"):
+            example, task, rate = wanted[name]
+            own = [row[j] for j, row in enumerate(matrix)]
+            votes = [sum(bool(row[j]) for row in matrix) - bool(own[j]) for j in range(len(matrix))]
+            best = max(range(len(votes)), key=lambda j: (bool(own[j]), votes[j], -j))
+            if own[best]:
+                share = votes[best] / (len(votes) - 1) if len(votes) > 1 else None
+                rows.append(task_of(example, task, samples_of[name][best][1], rate, share, config))
+    rows.sort(key=lambda row: (-(row["agreement"] or 0), row["id"]))
+    counts = {"examples": examples, "tasks": len(rows), "outside the pass rate": examples - len(wanted)}
+    return rows, counts | {"whose samples pass no longer": len(wanted) - len(rows)}
+
+
+def task_of(example: dict, task: dict, tests: str, rate: float, share: float | None, config: dict) -> dict:
+    return {
+        "id": row_id("rl", example["id"]),
+        "prompt": says("user", task["instruction"]),
+        "tests": tests,
+        "timeout": config["timeout"],
+        "memory_mb": config["memory_mb"],
+        "pass_rate": rate,
+        "agreement": share,
+        "instruction_id": task["id"],
+        "response_id": example["response_id"],
+    }

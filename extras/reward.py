@@ -1,0 +1,44 @@
+"""The sandbox as a reward: 1 where the code of a completion passes the tests of its task, 0 elsewhere.
+
+    from extras.reward import passes_tests
+    data = load_dataset("json", data_files="runs/first/export-rl/train.jsonl", split="train")
+    GRPOTrainer(model, reward_funcs=passes_tests, train_dataset=data, args=...)
+
+A completion is untrusted code: it runs in the sandbox only. A test can still be met by code that does not do
+what the task says; nothing here sees that.
+"""
+
+import atexit
+import functools
+import os
+
+from parts.code import program, runnable_code
+from sandbox import Sandbox
+from selfcodealign import malformed_code
+
+
+@functools.cache
+def open_sandbox(timeout: float, memory_mb: int) -> Sandbox:
+    """Kept open until the process ends; the processes of a node share its cores."""
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    sandbox = Sandbox(max(1, len(os.sched_getaffinity(0)) // processes), timeout, memory_mb)
+    atexit.register(sandbox.close)
+    return sandbox
+
+
+def passes_tests(completions, tests, timeout, memory_mb, **_) -> list[float | None]:
+    """A reward for each completion, a text or chat messages; None where the sandbox has no verdict.
+
+    The other columns are those of `export --format rl`. The reward of all is as slow as the slowest program:
+    at most `timeout` seconds of the processor.
+    """
+    texts = [text if isinstance(text, str) else text[-1]["content"] for text in completions]
+    rewards = dict.fromkeys(range(len(texts)), 0.0)
+    programs = (
+        (n, program(runnable_code(text), tests[n]))
+        for n, text in enumerate(texts)
+        if not malformed_code(text)
+    )
+    for n, result in open_sandbox(timeout[0], memory_mb[0]).map(programs):
+        rewards[n] = None if result.outcome == "error" else float(result.outcome == "passed")
+    return list(rewards.values())

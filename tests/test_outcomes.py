@@ -1,0 +1,240 @@
+"""What a run gives besides its pairs: preference and reward sets, choices by difficulty and by tests, commits."""
+
+import hashlib
+import json
+import subprocess
+
+import pytest
+from huggingface_hub import ModelCard
+from test_selfcodealign import fenced, plant, words
+
+from extras import rivals
+from extras.export import export
+from extras.reward import passes_tests
+from parts.code import program, python_code, runnable_code
+from parts.rows import BadInput, read_rows
+from sandbox import Sandbox
+from selfcodealign import execute, funnel, open_run, run_stages, select
+
+RIGHT, OTHER_RIGHT = "def f{n}(x):\n    return x + {n}", "def f{n}(x):\n    return {n} + x"
+WRONG, CRASHING = "def f{n}(x):\n    return x - 1", "def f{n}(x):\n    return unknown"
+TESTS, WEAK, MISTAKEN = "assert f{n}(1) == 1 + {n}", "assert f{n}", "assert f{n}(1) == 0.5"
+SAMPLES = {  # of a task: (code, tests)
+    "clear": [(RIGHT, TESTS), (CRASHING, TESTS), (WRONG, TESTS)],
+    "mistaken tests": [(RIGHT, TESTS), (OTHER_RIGHT, MISTAKEN), (CRASHING, TESTS)],
+    "only mistaken tests": [(RIGHT, TESTS), (OTHER_RIGHT, MISTAKEN)],
+    "all pass": [(RIGHT, TESTS), (OTHER_RIGHT, TESTS), (RIGHT, WEAK)],
+    "two camps": [(RIGHT, TESTS), (OTHER_RIGHT, TESTS), (WRONG, WEAK)],
+    "none passes": [(WRONG, TESTS)],
+}
+NUMBER = {name: n for n, name in enumerate(SAMPLES, 3)}
+
+
+@pytest.fixture
+def run(model, tmp_path):
+    """Tasks of one to three samples each, executed for real."""
+    run = open_run(tmp_path / "run", {"model": model, "samples": 3, "test_in_instruction": 0.0}, {})
+    samples = {
+        words(n): [
+            (f"{words(10 * n + k)}\n{fenced(code.format(n=n))}", fenced(tests.format(n=n)), "passed")
+            for k, (code, tests) in enumerate(SAMPLES[name])
+        ]
+        for name, n in NUMBER.items()
+    }
+    plant(run, samples)
+    run.path("executions").unlink()
+    execute(run)
+    return run
+
+
+def exported(run, format: str, **options) -> tuple[list[dict], dict]:
+    folder = run.folder.parent / format
+    counts = export(run.folder, folder, format, **options)
+    return [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()], counts
+
+
+def name_of(text: str) -> str:
+    return next(name for name, n in NUMBER.items() if words(n) in text)
+
+
+def test_a_rejected_response_is_wrong_by_the_chosen_ones_tests_too(run):
+    select(run)
+    pairs, counts = exported(run, "preference", pairs=2)
+    named = [(name_of(row["prompt"][0]["content"]), row) for row in pairs]
+    assert sorted(name for name, _ in named) == ["clear", "clear", "mistaken tests"]
+    first, second = (row for name, row in named if name == "clear")
+    assert "return x - 1" in first["rejected"][0]["content"], "failed by an assertion before by an exception"
+    assert "unknown" in second["rejected"][0]["content"]
+    assert "unknown" in dict(named)["mistaken tests"]["rejected"][0]["content"]
+    assert counts["examples"] == sum(1 for _ in read_rows(run.path("sft"))) == 5
+    assert counts["with a pair"] == 2 and counts["without a failing response"] == 2 and counts["rows"] == 3
+    with Sandbox(2) as sandbox:
+        for row in pairs:
+            chosen, rejected = (row[key][0]["content"] for key in ("chosen", "rejected"))
+            tests = next(one["tests"] for one in read_rows(run.path("sft")) if one["response"] == chosen)
+            programs = (program(runnable_code(text), python_code(tests)) for text in (chosen, rejected))
+            assert [sandbox.run(text).outcome for text in programs] == ["passed", "failed"]
+
+
+def test_the_tests_of_a_reward_are_those_that_most_siblings_pass(run):
+    select(run)
+    tasks, counts = exported(run, "rl", pass_rate=(0.5, 1.0))
+    rates = {name_of(row["prompt"][0]["content"]): row["pass_rate"] for row in tasks}
+    assert rates == {"all pass": 1.0, "two camps": 1.0}
+    assert (counts["examples"], counts["outside the pass rate"]) == (5, 3)
+    camps = next(row for row in tasks if name_of(row["prompt"][0]["content"]) == "two camps")
+    assert camps["tests"] == WEAK.format(n=NUMBER["two camps"]) and camps["agreement"] == 1.0
+    easy = next(row for row in tasks if row is not camps)
+    n, victim = NUMBER["all pass"], run.folder / "sft.jsonl"
+    completions = [
+        fenced(RIGHT.format(n=n)),
+        [{"role": "assistant", "content": f"So:\n{fenced(OTHER_RIGHT.format(n=n))}"}],
+        fenced(WRONG.format(n=n)),
+        fenced(f"import os\nos.remove({str(victim)!r})\n{RIGHT.format(n=n)}"),
+        fenced("import os\nos._exit(0)"),
+        fenced("while True: pass"),
+        RIGHT.format(n=n),
+        fenced("def f(:"),
+    ]
+    strict = {"tests": TESTS.format(n=n), "timeout": 1.0, "memory_mb": 512}
+    columns = {key: [value] * len(completions) for key, value in (easy | strict).items() if key != "prompt"}
+    rewards = passes_tests(prompts=[easy["prompt"]] * len(completions), completions=completions, **columns)
+    assert rewards == [1.0, 1.0, 0, 0, 0, 0, 0, 0] and victim.exists()
+
+
+def test_tasks_are_chosen_by_difficulty_and_responses_by_what_their_tests_notice(run, model):
+    select(run)
+    before = funnel(run.folder)
+    again = lambda **given: open_run(run.folder, given, {})
+    run.lock.close()
+    run = again(pass_rate=[0.5, 0.9])
+    assert select(run) == 0 and {row["reject"] for row in read_rows(run.path("selection"))} == {"pass_rate"}
+    run.lock.close()
+    run = again(pass_rate=[0.0, 1.0], min_killed=0.9)
+    select(run)
+    rejects = funnel(run.folder)["stages"][-1]["rejects"]
+    weak = {
+        row["response_id"] for row in read_rows(run.path("selection")) if row.get("reject") == "weak_tests"
+    }
+    tests_of = {row["id"]: row["tests"] for row in read_rows(run.path("responses"))}
+    assert rejects["weak_tests"] == len(weak) == 2
+    assert all("==" not in tests_of[response_id] for response_id in weak)
+    run.lock.close()
+    run = again(min_killed=0.0)
+    select(run)
+    assert funnel(run.folder)["stages"] == before["stages"], "off again, as before"
+
+
+def commit(repository, message, files, author="A Person"):
+    identity = ["-c", f"user.name={author}", "-c", "user.email=a@example.org"]
+    for name, text in files.items():
+        (repository / name).write_text(text)
+    git = ["git", "-C", str(repository), *identity]
+    subprocess.run([*git, "add", "-A"], check=True)
+    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", message], check=True)
+
+
+OLD = """def mean(values):
+    '''The mean of a list of numbers: their sum, which is added up one by one, divided by their count.'''
+    total = 0
+    for value in values:
+        total += value
+    return total / len(values)
+"""
+NEW = OLD.replace("    total = 0", "    if not values:\n        return 0.0\n    total = 0")
+
+
+def test_each_planted_bad_commit_is_rejected_with_its_reason(model, tmp_path):
+    """Of a repository and of a file with CommitPackFT's columns; the good ones become training pairs."""
+    repository = tmp_path / "repository"
+    subprocess.run(["git", "init", "-q", "-b", "main", str(repository)], check=True)
+    commit(repository, "Add a mean of a list", {"mean.py": OLD})
+    commit(repository, "Return zero for an empty list", {"mean.py": NEW})
+    commit(repository, "Update the copyright years everywhere", {"mean.py": OLD}, author="renovate[bot]")
+    commit(repository, "Fix the mean of empty lists #12", {"mean.py": NEW})
+    commit(repository, "Fix typo", {"mean.py": OLD})
+    commit(repository, "Change two files in one go", {"mean.py": NEW, "other.py": "x = 1\n"})
+    commit(repository, "Describe the mean in a text", {"notes.txt": "mean"})
+    commit(repository, "make the mean lower case here", {"mean.py": OLD})
+    commit(repository, "Mean of nothing is now zero", {"mean.py": NEW})
+    commit(repository, "Add a very large table of numbers", {"table.py": f"TABLE = {list(range(3000))}\n"})
+    git = ["git", "-C", str(repository), "-c", "user.name=A", "-c", "user.email=a@example.org"]
+    subprocess.run([*git, "checkout", "-q", "-b", "side", "HEAD~2"], check=True)
+    commit(repository, "Use sum for the whole total", {"side.py": OLD.replace("mean(", "average(")})
+    subprocess.run([*git, "checkout", "-q", "main"], check=True)
+    subprocess.run([*git, "merge", "-q", "--no-edit", "side"], check=True)
+
+    reasons = {}
+    run = rivals.start(
+        "octopack", tmp_path / "out", {"model": model, "source": str(repository)}, {}, None, None
+    )
+    run_stages(run, run.stages)
+    for row in read_rows(run.path("seeds")):
+        reasons[row["message"]] = row.get("reject")
+    assert reasons.pop("Merge branch 'side'") == "merge"
+    assert reasons == {
+        "Add a mean of a list": None,
+        "Return zero for an empty list": None,
+        "Use sum for the whole total": None,
+        "Update the copyright years everywhere": "bot",
+        "Fix the mean of empty lists #12": "names_issue_or_file",
+        "Fix typo": "message_length",
+        "Change two files in one go": "not_one_python_file",
+        "Describe the mean in a text": "not_one_python_file",
+        "make the mean lower case here": "no_imperative_verb",
+        "Mean of nothing is now zero": "no_imperative_verb",
+        "Add a very large table of numbers": "code_size",
+    }
+    examples = {row["instruction"].split("\n")[0]: row for row in read_rows(run.path("sft"))}
+    changed = examples["Return zero for an empty list"]
+    assert python_code(changed["instruction"]) == OLD.strip()
+    assert python_code(changed["response"]) == NEW.strip() and not changed["tests"]
+
+    columns = {"subject": "Return zero for an empty list", "old_contents": OLD, "new_contents": NEW}
+    rows = [columns, columns | {"subject": "Return zero", "new_file": "mean.py"}]
+    (tmp_path / "commits.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = {"model": model, "source": str(tmp_path / "commits.jsonl")}
+    run = rivals.start("octopack", tmp_path / "rows", given, {}, None, None)
+    run_stages(run, run.stages)
+    assert [row.get("reject") for row in read_rows(run.path("seeds"))] == [None, "message_length"]
+    [example] = read_rows(run.path("sft"))
+    assert all(example[key] == changed[key] for key in ("instruction", "response"))
+    with pytest.raises(BadInput, match="not a git repository"):
+        rivals.start("octopack", tmp_path / "none", given | {"source": str(tmp_path)}, {}, None, None)
+
+
+def test_given_tasks_are_answered_as_they_are_but_for_those_of_a_benchmark(model, benchmarks, tmp_path):
+    copied = benchmarks["humaneval"]["HumanEval/10"]["prompt"]
+    tasks = [words(1, 12), copied, words(2, 12), words(1, 12)]
+    (tmp_path / "tasks.jsonl").write_text("".join(json.dumps({"instruction": task}) + "\n" for task in tasks))
+    given = {"model": model, "source": str(tmp_path / "tasks.jsonl")}
+    run = rivals.start("given-tasks", tmp_path / "out", given, {}, None, None)
+    run_stages(run, ["seeds", "concepts", "instructions"])
+    assert [row["instruction"] for row in read_rows(run.path("instructions"))] == [tasks[0], tasks[2]]
+    assert sum(row.get("reject", "").startswith("benchmark") for row in read_rows(run.path("seeds"))) == 1
+
+
+def test_the_card_of_a_model_says_what_is_known_and_never_replaces_another(command, tmp_path):
+    model, data = tmp_path / "model", tmp_path / "run" / "sft.jsonl"
+    model.mkdir(), data.parent.mkdir()
+    data.write_text('{"id": "1"}\n{"id": "2"}\n')
+    (data.parent / "config.json").write_text(json.dumps({"model": "owner/writer", "source": "stdlib"}))
+    settings = {"model": "owner/base", "data": str(data), "lr": 1e-5, "out": str(model)}
+    settings["data_sha256"] = hashlib.sha256(data.read_bytes()).hexdigest()
+    (model / "train.json").write_text(json.dumps(settings))
+    result = {
+        "benchmark": "humaneval",
+        "tasks": {f"HumanEval/{n}": {"base": True, "plus": n < 3} for n in range(4)},
+    }
+    (tmp_path / "result.json").write_text(json.dumps(result))
+    made = command("selfcodealign.py", "card", "--model", model, "--scores", tmp_path)
+    assert made.returncode == 0, made.stderr
+    card = ModelCard.load(model / "README.md")
+    assert card.data.base_model == "owner/base" and card.data.license == "unknown"
+    for text in ("2 pairs that owner/writer made", settings["data_sha256"], "| humaneval+ | 3 of 4 | 75.0 |"):
+        assert text in card.text, card.text
+    assert str(tmp_path) not in card.text
+    assert command("selfcodealign.py", "card", "--model", model).returncode == 0, "made again"
+    (model / "README.md").write_text("mine")
+    refused = command("selfcodealign.py", "card", "--model", model)
+    assert refused.returncode == 2 and (model / "README.md").read_text() == "mine"
