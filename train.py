@@ -532,17 +532,22 @@ def check_architecture(options: dict, examples: list[Example], device):
 
 def memory_settings(model, arguments, memory: int) -> tuple[bool, bool]:
     """Whether to reshard and to recompute where the arguments leave it open, given bytes per GPU. An estimate
-    that leaves 30 % for what it does not count."""
+    that leaves 30 % for what it does not count. extras/memory.py counts."""
     parameters = sum(weight.numel() for weight in model.parameters())
-    bytes_each = {"bf16": 4, "mixed": 6, "fp32": 8}[arguments.precision]  # weight, gradient, low half
-    split, whole = bytes_each * parameters / WORLD, model.dtype.itemsize * parameters * (WORLD > 1)
+    weight, gradient = {"bf16": (2, 2), "mixed": (4, 2), "fp32": (4, 4)}[
+        arguments.precision
+    ]  # bytes, low half
+    kept, gradients = weight * parameters / WORLD, gradient * parameters / WORLD
+    whole = model.dtype.itemsize * parameters * (WORLD > 1)
     # The usual layer keeps its inputs, queries, keys, values, output, and four rows as wide as the MLP.
     config = model.config.get_text_config()
     per_token = config.num_hidden_layers * (14 * config.hidden_size + 4 * config.intermediate_size)
     activations = model.dtype.itemsize * arguments.pack_tokens * per_token
+    # Gradients appear as the backward pass frees activations
+    needs = lambda activations: kept + max(gradients, activations)
     recompute, reshard = arguments.recompute, arguments.reshard
-    recompute = recompute == "on" or (recompute == "auto" and split + activations > 0.7 * memory)
-    needed = split + whole + activations * (not recompute)
+    recompute = recompute == "on" or (recompute == "auto" and needs(activations) > 0.7 * memory)
+    needed = needs(activations * (not recompute)) + whole
     return reshard == "on" or (reshard == "auto" and needed > 0.7 * memory), recompute
 
 
@@ -794,6 +799,12 @@ def main() -> int:
         train(parse_arguments())
     except (BadInput, OSError) as error:
         print(f"train.py: {error}", file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        ways = "--recompute on, --reshard on, a smaller --pack-tokens, --precision bf16 or more GPUs"
+        print(f"train.py: out of memory: take {ways}; the same command then goes on", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("train.py: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)

@@ -5,6 +5,7 @@ reasons to reject, and their bounds, are those of CommitPackFT. Differs from it:
 run's own tokenizer; the list of verbs and of empty phrases is our own.
 """
 
+import itertools
 import re
 import subprocess
 from collections.abc import Callable, Iterator
@@ -51,33 +52,52 @@ def read_commits(source: str) -> Iterator[dict]:
         yield {"where": where, **texts, "files": [row.get("new_file", "file.py")], "parents": 1, "author": ""}
 
 
-def git(repository: Path, *words: str, **options) -> bytes:
-    """What a command of git's prints; only such as read objects. Raises BadInput."""
-    ended = subprocess.run(["git", "-C", str(repository), *words], capture_output=True, **options)
-    if ended.returncode:
-        raise BadInput(f"{repository}: {ended.stderr.decode(errors='replace').strip().splitlines()[0]}")
-    return ended.stdout
-
-
 def read_repository(repository: Path) -> Iterator[dict]:
-    shown = "--always --root -r --raw --no-renames --no-abbrev --format=%x01%H%x02%P%x02%an%x02%s".split()
-    listed = git(repository, "rev-list", "--reverse", "HEAD")
-    text = git(repository, "diff-tree", "--stdin", *shown, input=listed).decode(errors="replace")
-    for entry in text.split("\x01")[1:]:
-        head, *changes = filter(None, entry.split("\n"))
-        name, parents, author, message = head.split("\x02")
-        changes = [change.split("\t") for change in changes if change.startswith(":")]
-        commit = {"where": name, "message": message, "code": "", "new_code": ""}
-        if len(changes) == 1:
-            blobs = changes[0][0].split()[2:4]
-            contents = ["" if set(blob) == {"0"} else text_of(repository, blob) for blob in blobs]
-            commit |= {"code": contents[0], "new_code": contents[1]}
-        files = [path for _, path in changes]
-        yield commit | {"files": files, "parents": len(parents.split()), "author": author}
+    """Commands that read objects only: none runs what a repository's own settings name."""
+    shown = "--stdin --always --root -r --raw --no-renames --no-abbrev --format=%x01%H%x02%P%x02%an%x02%s"
+    check = subprocess.run([*git(repository), "rev-parse", "HEAD"], capture_output=True, text=True)
+    if check.returncode:
+        raise BadInput(f"{repository}: {check.stderr.strip().splitlines()[0]}")
+    pipe = {"stdout": subprocess.PIPE}
+    with (
+        subprocess.Popen([*git(repository), "rev-list", "--reverse", "HEAD"], **pipe) as listed,
+        subprocess.Popen(
+            [*git(repository), "diff-tree", *shown.split()], stdin=listed.stdout, **pipe
+        ) as told,
+        subprocess.Popen([*git(repository), "cat-file", "--batch"], stdin=subprocess.PIPE, **pipe) as blobs,
+    ):
+        lines = (line.decode(errors="replace").rstrip("\n") for line in told.stdout)
+        for head, changes in grouped(lines):
+            name, parents, author, message = head[1:].split("\x02", 3)
+            commit = {"where": name, "message": message, "parents": len(parents.split()), "author": author}
+            texts = changes[0].split()[2:4] if len(changes) == 1 else ()
+            code, new_code = (text_of(blobs, blob) for blob in texts) if texts else ("", "")
+            files = [change.partition("\t")[2] for change in changes]
+            yield commit | {"code": code, "new_code": new_code, "files": files}
 
 
-def text_of(repository: Path, blob: str) -> str:
-    return git(repository, "cat-file", "blob", blob).decode(errors="replace")
+def git(repository: Path) -> list[str]:
+    return ["env", "GIT_NO_LAZY_FETCH=1", "git", "-C", str(repository)]
+
+
+def grouped(lines: Iterator[str]) -> Iterator[tuple[str, list[str]]]:
+    """Yield each commit's first line and the lines of its changes."""
+    head, changes = None, []
+    for line in itertools.chain(lines, ["\x01"]):
+        if line.startswith("\x01"):
+            if head:
+                yield head, changes
+            head, changes = line, []
+        elif line.startswith(":"):
+            changes.append(line)
+
+
+def text_of(blobs: subprocess.Popen, blob: str) -> str:
+    """The text of a file's version; none where it is not there, or in another repository."""
+    blobs.stdin.write(f"{blob}\n".encode())
+    blobs.stdin.flush()
+    found = blobs.stdout.readline().split()  # name, type, size; or name, "missing"
+    return blobs.stdout.read(int(found[2]) + 1)[:-1].decode(errors="replace") if len(found) == 3 else ""
 
 
 def clean(message: str) -> str:

@@ -24,12 +24,12 @@ from parts.folder import read_config
 from parts.rows import BadInput, read_rows, whole
 from selfcodealign import funnel, positive, share, table
 
-EVERY_RESPONSE = ("a response each", "Every response passed the tests that came with it.")
+EVERY_RESPONSE = ("a response", "Every response passed the tests that came with it.")
 FORMATS = {  # what a row has besides an instruction, and what was verified
     "parquet": EVERY_RESPONSE,
     "messages": EVERY_RESPONSE,
-    "preference": ("two responses each", "Every chosen response passed the tests that came with it."),
-    "rl": ("tests each", "A response of the model's passed the tests."),
+    "preference": ("two responses", "Every chosen response passed the tests that came with it."),
+    "rl": ("tests", "A response of the model's passed the tests."),
 }
 
 
@@ -111,6 +111,7 @@ def messages(example: dict) -> dict:
 # --------------------------------------------------------------------------------------------------- the card
 
 COLUMNS = {
+    "id": "a hash of what the row is made from",
     "instruction": "the task, as the model wrote it; with a test where `test_in_instruction` says so",
     "response": "reasoning and code, as the model wrote it",
     "tests": "written by the model together with the response; empty where none were asked for",

@@ -93,7 +93,7 @@ def test_the_card_states_what_is_known_and_no_more(run_folder, tmp_path):
     card = DatasetCard.load(tmp_path / "out" / "README.md")
     assert card.data.license == "unknown" and card.data.configs[0]["data_files"][0]["path"] == "train.parquet"
     stated = (
-        "2,500 instructions",
+        "2,500 rows",
         "owner/model",
         "Python's standard library",
         "keep the licence",
