@@ -68,7 +68,8 @@ def add_settings(parser: argparse.ArgumentParser) -> dict:
     defaults = {}
 
     def add(flag: str, default, help: str, **options):
-        note = "" if default is None else f" (default: {default})"
+        shown = " ".join(map(str, default)) if isinstance(default, list) else default
+        note = "" if default is None else f" (default: {shown})"
         group.add_argument(flag, default=argparse.SUPPRESS, help=help + note, **options)
         defaults[flag.removeprefix("--").replace("-", "_")] = default
 
@@ -100,10 +101,13 @@ def add_settings(parser: argparse.ArgumentParser) -> dict:
     add("--test-in-instruction", 0.5, "share of examples that show a short test", type=share)
     add("--heldout", 0.0, "share of tasks kept out of sft.jsonl, in heldout.jsonl, for scoring", type=share)
     bounds = {"nargs": 2, "type": share, "metavar": ("LOW", "HIGH")}
-    add("--pass-rate", [0.0, 1.0], "keep tasks of whose samples a share from LOW to HIGH pass", **bounds)
     add(
-        "--min-killed", 0.0, "keep responses whose tests notice this share of mutants of its code", type=share
+        "--pass-rate",
+        [0.0, 1.0],
+        "keep tasks of whose samples a share from LOW to HIGH pass; 0 1: all",
+        **bounds,
     )
+    add("--min-killed", 0.0, "keep responses whose tests kill this share of their code's mutants", type=share)
     return defaults
 
 
@@ -225,10 +229,15 @@ def check_settings(config: dict):
         if unknown := set(config[key].split(",")) - set(known):
             raise BadInput(f"--{key} takes {', '.join(known)}, not {', '.join(sorted(unknown))!r}")
     for key in ("temperature", "top_k"):
-        if config[key] < 0:
+        if not config[key] >= 0:
             raise BadInput(f"--{key.replace('_', '-')} takes 0 or more, not {config[key]}")
     if not config["top_p"]:
         raise BadInput("--top-p takes more than 0, at most 1")
+    low, high = config["pass_rate"]
+    if low > high:
+        raise BadInput(f"--pass-rate takes LOW and HIGH, not {low} and {high}")
+    if (low > 0 or high < 1 or config["min_killed"]) and "executions" not in stages_of(config):
+        raise BadInput(f"--pass-rate and --min-killed: {config['rival']} executes no responses")
     if not re.fullmatch(r"\d+,\d+,\d+", config["shots"]):
         raise BadInput(f"--shots takes three numbers such as 8,8,1, not {config['shots']!r}")
     check_limits(config["workers"] or 1, config["timeout"], config["memory_mb"])
@@ -757,12 +766,10 @@ def select(run: Run, filters: Filters | None = None, most: float = math.inf) -> 
 
 def outside_pass_rate(run: Run, origins: "Origins", response_ids: list[str]) -> dict[str, dict]:
     """{response id: its reject} of the passing responses to tasks that --pass-rate leaves out: too hard, or
-    too easy, for this model. Raises BadInput."""
+    too easy, for this model."""
     low, high = run.settings.pass_rate
     if low <= 0 and high >= 1:
         return {}
-    if "executions" not in run.stages:
-        raise BadInput(f"--pass-rate: the rival {run.config['rival']} executes no responses")
     task_of = {one: origins.task(origins.responses[one])["id"] for one in response_ids}
     passing = Counter(task_of.values())
     is_left_out = lambda task: not low <= passing[task] / run.settings.samples <= high
@@ -770,7 +777,7 @@ def outside_pass_rate(run: Run, origins: "Origins", response_ids: list[str]) -> 
 
 
 def weakly_tested(run: Run, origins: "Origins", response_ids: list[str]) -> dict[str, dict]:
-    """{response id: its reject} of the responses whose tests notice fewer mutants than --min-killed."""
+    """{response id: its reject} of the responses whose tests kill fewer mutants than --min-killed."""
     if not run.settings.min_killed:
         return {}
     weak = extra("quality").weakly_tested(run, origins, response_ids)

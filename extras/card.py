@@ -11,7 +11,7 @@ import hashlib
 from pathlib import Path
 
 from eval import read_scored
-from extras.export import without_folders
+from extras.export import origin_of, without_folders, writers
 from parts.folder import read_config
 from parts.rows import BadInput, read_object, write_atomically
 
@@ -24,11 +24,16 @@ def describe(model: Path, scores: Path | None, license: str) -> str:
     from huggingface_hub import ModelCard, ModelCardData
 
     settings = read_object(model / "train.json")
-    if "data_sha256" not in settings:
-        raise BadInput(f"{model} is no folder of train.py: it has no train.json")
+    if not {"model", "data", "data_sha256"} <= settings.keys():
+        raise BadInput(f"{model} is no folder of train.py: it has no train.json of ours")
+    scored = read_scored(scores) if scores else None
+    for result in scored["results"].values() if scored else ():
+        if Path(result.get("model") or "").resolve() != model.resolve():
+            raise BadInput(f"{scores} has scores of {result.get('model') or 'a file'}, not of {model}")
     shown = {key: without_folders(value) for key, value in settings.items() if key not in HIDDEN}
     data = Path(settings["data"])
     is_same = data.is_file() and hashlib.sha256(data.read_bytes()).hexdigest() == shown["data_sha256"]
+    run = {key: without_folders(value) for key, value in read_config(data.parent).items()} if is_same else {}
     header = ModelCardData(
         base_model=None if Path(settings["model"]).is_dir() else settings["model"],
         license=license,
@@ -45,10 +50,9 @@ def describe(model: Path, scores: Path | None, license: str) -> str:
         base=shown["model"],
         data=shown["data"],
         examples=sum(1 for _ in data.open("rb")) if is_same else None,
-        run={key: without_folders(value) for key, value in read_config(data.parent).items()}
-        if is_same
-        else {},
-        scored=read_scored(scores) if scores else None,
+        origin=origin_of(run.get("rival"), run.get("source", "others")),
+        writers=writers(run, run.get("model", "a model")),
+        scored=scored,
         settings=shown,
         license="unknown, nobody has said under which" if license == "unknown" else license,
     )

@@ -158,14 +158,28 @@ def card(run_folder: Path, file: str, format: str, columns: list[str], made: dic
         made=made,
         contents=FORMATS[format][0],
         verified=FORMATS[format][1],
-        source="Python's standard library" if source == "stdlib" else source,
-        models=" and ".join(dict.fromkeys(filter(None, (settings.get("instructions_by"), model)))),
+        origin=origin_of(config.get("rival"), source),
+        models=writers(settings, model),
         columns=columns,
         descriptions=COLUMNS,
         counts=counts,
         table=table(counts),
         settings=settings,
     )
+
+
+def origin_of(rival: str | None, source: str) -> str:
+    """What the data was made from, in words."""
+    if rival in ("octopack", "given-tasks"):
+        return f"{'commits' if rival == 'octopack' else 'tasks'} of {source}"
+    library = "Python's standard library"
+    return f"code of {library if source == 'stdlib' else source}"
+
+
+def writers(config: dict, model: str) -> str:
+    if config.get("rival") == "octopack":  # the model only counted tokens
+        return "the authors of the commits"
+    return " and ".join(dict.fromkeys(filter(None, (config.get("instructions_by"), model))))
 
 
 def without_folders(value):
@@ -184,11 +198,14 @@ def main(words: list[str]):
     parser.add_argument("--format", choices=FORMATS, required=True, help="see above")
     parser.add_argument("--to", type=Path, help="a new folder (default: export-FORMAT in the run folder)")
     parser.add_argument("--license", default="unknown", help="the hub's name of the data's licence")
-    parser.add_argument("--pairs", type=positive(int), default=1, help="preference: so many of an example")
-    bounds = {"nargs": 2, "type": share, "metavar": ("LOW", "HIGH"), "default": (0.0, 1.0)}
+    parser.add_argument("--pairs", type=positive(int), help="preference: so many of an example (default: 1)")
+    bounds = {"nargs": 2, "type": share, "metavar": ("LOW", "HIGH")}
     parser.add_argument("--pass-rate", help="rl: tasks of whose samples such a share passed", **bounds)
     arguments = parser.parse_args(words)
+    for option, format in (("pairs", "preference"), ("pass_rate", "rl")):
+        if getattr(arguments, option) and arguments.format != format:
+            raise BadInput(f"--{option.replace('_', '-')} is for --format {format}")
     folder = arguments.to or arguments.out / f"export-{arguments.format}"
-    options = arguments.license, arguments.pairs, arguments.pass_rate
+    options = arguments.license, arguments.pairs or 1, arguments.pass_rate or (0.0, 1.0)
     made = export(arguments.out, folder, arguments.format, *options)
     print(f"{', '.join(f'{number} {what}' for what, number in made.items())}: {folder}")

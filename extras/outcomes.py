@@ -16,29 +16,31 @@ from parts.rows import BadInput, progress, read_rows, row_id
 from sandbox import Sandbox
 from selfcodealign import Origins, stages_of
 
-SPARE = 2  # candidates more than pairs: some turn out to be right
-
 
 def tasks(folder: Path) -> Iterator[tuple[dict, dict, list[dict]]]:
     """Yield (example, its task, the executed responses to it with `outcome` and `detail`) for each example of
     sft.jsonl. Raises BadInput."""
-    stages = stages_of(read_config(folder))
-    if "executions" not in stages:
+    stages, executions = stages_of(read_config(folder)), folder / "executions.jsonl"
+    if "executions" not in stages or not executions.is_file():
         raise BadInput(f"{folder} has no failing and passing responses: none was executed")
-    origins, responses_to = Origins(folder, stages), collections.defaultdict(list)
-    executions = {row["response_id"]: row for row in read_rows(folder / "executions.jsonl")}
-    for response_id in filter(executions.get, origins.responses):
-        task = origins.task(origins.responses[response_id])
-        responses_to[task["id"]].append(response_id)
+    origins, verdicts = Origins(folder, stages), collections.defaultdict(list)
+    wanted = {row["instruction_id"] for row in read_rows(folder / "sft.jsonl")}
+    for row in read_rows(executions):
+        task = origins.task(origins.responses[row["response_id"]])
+        if task["id"] in wanted:
+            verdicts[task["id"]].append((row["response_id"], row["outcome"], row["detail"][:100]))
     for example in read_rows(folder / "sft.jsonl"):
-        names = responses_to[example["instruction_id"]]
-        verdicts = ({key: executions[name][key] for key in ("outcome", "detail")} for name in names)
-        responses = [origins.responses[name] | verdict for name, verdict in zip(names, verdicts)]
+        responses = [
+            origins.responses[name] | {"outcome": outcome, "detail": detail}
+            for name, outcome, detail in verdicts[example["instruction_id"]]
+        ]
         yield example, origins.task(origins.responses[example["response_id"]]), responses
 
 
 def sandbox_of(folder: Path) -> Sandbox:
     config = read_config(folder)
+    if not config:
+        raise BadInput(f"{folder} is no run folder: it has no config.json")
     return Sandbox(config["workers"], config["timeout"], config["memory_mb"])
 
 
@@ -70,13 +72,13 @@ def preference_pairs(folder: Path, pairs: int) -> tuple[list[dict], dict[str, in
     `rejected` fails its own tests and those of `chosen`: a response that passes the latter may be right, and
     its own tests wrong. Raises BadInput.
     """
-    offered, made, decontaminator = {}, {}, Decontaminator()
+    offered, decontaminator, made = {}, Decontaminator(), {}
 
     def groups() -> Iterator[tuple[str, list[str]]]:
         for example, _, responses in tasks(folder):
             failing = {row["response"]: row for row in responses if row["outcome"] != "passed"}
             clean = [row for row in failing.values() if not decontaminator.contaminated_by(row["response"])]
-            candidates = sorted(clean, key=lambda row: likeness(example["response"], row))[: pairs + SPARE]
+            candidates = sorted(clean, key=lambda row: likeness(example["response"], row))
             offered[example["id"]] = example, candidates
             programs = (text for row in candidates for text in programs_of(row, example))
             yield example["id"], [example["program"], *programs]
@@ -86,12 +88,15 @@ def preference_pairs(folder: Path, pairs: int) -> tuple[list[dict], dict[str, in
             example, candidates = offered[name]
             failing = {text for text, outcome in outcomes.items() if outcome not in ("passed", "error")}
             wrong = [row for row in candidates if {*programs_of(row, example)} <= failing]
-            passes = outcomes[example["program"]] == "passed"
-            made[name] = [pair_of(example, row) for row in wrong[:pairs]] if passes else []
-    counts = {"examples": len(made), "with a pair": sum(map(bool, made.values()))}
-    counts["without a failing response"] = sum(not candidates for _, candidates in offered.values())
-    counts["with failing ones that may be right"] = 2 * len(made) - sum(counts.values())
-    return [row for name in offered for row in made[name]], counts
+            if outcomes[example["program"]] != "passed":
+                made[name] = "whose chosen response passes no longer", []
+            elif not wrong:
+                all_right = "whose failing responses may be right"
+                made[name] = all_right if candidates else "without a failing response", []
+            else:
+                made[name] = "with a pair", [pair_of(example, row) for row in wrong[:pairs]]
+    fates = collections.Counter(fate for fate, _ in made.values())
+    return [row for name in offered for row in made[name][1]], {"examples": len(made), **fates}
 
 
 def pair_of(example: dict, rejected: dict) -> dict:
@@ -117,33 +122,36 @@ def reward_tasks(folder: Path, low: float, high: float) -> tuple[list[dict], dic
     The tests are those of the passing samples that most of the others' code passes (`agreement`, None where
     one sample passed); rows with more agreement come first. Raises BadInput.
     """
-    config, wanted, rows, examples = read_config(folder), {}, [], 0
-
-    def groups() -> Iterator[tuple[str, list[tuple[str, str]]]]:
-        nonlocal examples
-        for example, task, responses in tasks(folder):
-            examples += 1
-            passing = [row for row in responses if row["outcome"] == "passed"]
-            passing.sort(key=lambda row: (row["id"] != example["response_id"], row["id"]))
-            rate = len(passing) / config["samples"]
-            if low <= rate <= high:
-                wanted[example["id"]] = example, task, rate
-                yield example["id"], list(map(parts_of, passing))
-
+    config, wanted, samples_of, rows, examples = read_config(folder), {}, {}, [], 0
+    for example, task, responses in tasks(folder):
+        examples += 1
+        passing = [row for row in responses if row["outcome"] == "passed"]
+        passing.sort(key=lambda row: (row["id"] != example["response_id"], row["id"]))
+        rate = len(passing) / config["samples"]
+        if low <= rate <= high:
+            wanted[example["id"]] = example, task, rate
+            samples_of[example["id"]] = list(map(parts_of, passing))
     with sandbox_of(folder) as sandbox:
-        # Read as a whole: the sandbox's thread would change `wanted` while it is read
-        samples_of = dict(groups())
-        for name, matrix in progress(agreement(sandbox, samples_of.items()), desc="agreement", unit="task"):
-            example, task, rate = wanted[name]
-            own = [row[j] for j, row in enumerate(matrix)]
-            votes = [sum(bool(row[j]) for row in matrix) - bool(own[j]) for j in range(len(matrix))]
-            best = max(range(len(votes)), key=lambda j: (bool(own[j]), votes[j], -j))
-            if own[best]:
-                share = votes[best] / (len(votes) - 1) if len(votes) > 1 else None
+        matrices = agreement(sandbox, samples_of.items())
+        for name, matrix in progress(matrices, total=len(wanted), desc="agreement", unit="task"):
+            if found := most_agreed(matrix):
+                best, share = found
+                example, task, rate = wanted[name]
                 rows.append(task_of(example, task, samples_of[name][best][1], rate, share, config))
     rows.sort(key=lambda row: (-(row["agreement"] or 0), row["id"]))
     counts = {"examples": examples, "tasks": len(rows), "outside the pass rate": examples - len(wanted)}
     return rows, counts | {"whose samples pass no longer": len(wanted) - len(rows)}
+
+
+def most_agreed(matrix: list[list[bool | None]]) -> tuple[int, float | None] | None:
+    """The sample whose tests most others' code passes, the first of several, and the share of these others;
+    None where no sample passes its own tests. matrix[i][j]: code i passes tests j."""
+    samples = range(len(matrix))
+    votes = {j: sum(bool(matrix[i][j]) for i in samples if i != j) for j in samples if matrix[j][j]}
+    if not votes:
+        return None
+    best = max(votes, key=lambda j: (votes[j], -j))
+    return best, votes[best] / (len(matrix) - 1) if len(matrix) > 1 else None
 
 
 def task_of(example: dict, task: dict, tests: str, rate: float, share: float | None, config: dict) -> dict:

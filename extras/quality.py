@@ -22,8 +22,8 @@ from typing import NamedTuple
 import selfcodealign
 from parts.code import is_assertion, is_main_block, program, python_code, runnable_code
 from parts.folder import parse_folder
-from parts.rows import digest, progress, read_rows, write_atomically
-from sandbox import Sandbox
+from parts.rows import Appender, digest, progress, read_rows, row_id, write_atomically
+from sandbox import Sandbox, SandboxError
 
 EXAMPLES, MUTANTS = 100, 10  # drawn, and of each example
 INSTRUCTIONS = 50  # drawn, of those with several passing samples
@@ -115,6 +115,7 @@ def changes(node: ast.AST) -> list[ast.AST]:
 class Score(NamedTuple):
     mutants: int  # with a verdict; 0 where the code itself does not pass its tests
     killed: int
+    errors: int  # programs without a verdict
 
 
 def mutation_score(
@@ -127,8 +128,9 @@ def mutation_score(
     )
     for key, outcomes in outcomes_of(sandbox, groups):
         of_code, *verdicts = outcomes.values()
+        errors = [of_code, *verdicts].count("error")
         verdicts = [verdict for verdict in verdicts if verdict != "error"] if of_code == "passed" else []
-        yield key, Score(len(verdicts), len(verdicts) - verdicts.count("passed"))
+        yield key, Score(len(verdicts), len(verdicts) - verdicts.count("passed"), errors)
 
 
 def outcomes_of(
@@ -152,16 +154,27 @@ def outcomes_of(
 
 def weakly_tested(run, origins, response_ids: list[str]) -> set[str]:
     """The responses whose tests kill less than --min-killed of their code's mutants. Those without a mutant
-    are among them, and those that take longer than TIMEOUT: nothing shows what their tests test."""
-    examples = ((response_id, *parts_of(origins.responses[response_id])) for response_id in response_ids)
-    with Sandbox(run.settings.workers, TIMEOUT, run.settings.memory_mb) as sandbox:
+    are among them, and those that take longer than TIMEOUT: nothing shows what their tests test.
+
+    Scores are kept in mutants.jsonl. Raises SandboxError where the sandbox gives no verdict.
+    """
+    least = run.settings.min_killed
+    with (
+        Appender(run.path("mutants")) as file,
+        Sandbox(run.settings.workers, TIMEOUT, run.settings.memory_mb) as sandbox,
+    ):
+        waiting = [one for one in response_ids if row_id("mutants", one) not in file.ids]
+        examples = ((one, *parts_of(origins.responses[one])) for one in waiting)
         scores = mutation_score(sandbox, examples)
-        bar = progress(scores, total=len(response_ids), desc="mutants", unit="response")
-        return {
-            response_id
-            for response_id, score in bar
-            if not score.mutants or score.killed < run.settings.min_killed * score.mutants
-        }
+        for one, score in progress(scores, total=len(waiting), desc="mutants", unit="response"):
+            if not score.errors:
+                counts = {"mutants": score.mutants, "killed": score.killed}
+                file.append({"id": row_id("mutants", one), "response_id": one} | counts)
+    scores = {row["response_id"]: row for row in read_rows(run.path("mutants"))}
+    if missing := len(set(response_ids) - scores.keys()):
+        raise SandboxError(f"mutants of {missing} responses got no verdict; the same command tries again")
+    found = ((one, scores[one]) for one in response_ids)
+    return {one for one, row in found if not row["mutants"] or row["killed"] < least * row["mutants"]}
 
 
 def count_asserts(tests: str) -> tuple[int, int]:

@@ -12,9 +12,8 @@ import atexit
 import functools
 import os
 
-from parts.code import program, runnable_code
+from parts.code import parses, program, python_code, runnable_code
 from sandbox import Sandbox
-from selfcodealign import malformed_code
 
 
 @functools.cache
@@ -32,13 +31,14 @@ def passes_tests(completions, tests, timeout, memory_mb, **_) -> list[float | No
     The other columns are those of `export --format rl`. The reward of all is as slow as the slowest program:
     at most `timeout` seconds of the processor.
     """
-    texts = [text if isinstance(text, str) else text[-1]["content"] for text in completions]
+    texts = [text if isinstance(text, str) else text[-1]["content"] or "" for text in completions]
     rewards = dict.fromkeys(range(len(texts)), 0.0)
-    programs = (
-        (n, program(runnable_code(text), tests[n]))
-        for n, text in enumerate(texts)
-        if not malformed_code(text)
-    )
-    for n, result in open_sandbox(timeout[0], memory_mb[0]).map(programs):
-        rewards[n] = None if result.outcome == "error" else float(result.outcome == "passed")
+    for limits in set(zip(timeout, memory_mb)):
+        programs = (
+            (n, program(runnable_code(text), tests[n]))
+            for n, text in enumerate(texts)
+            if (timeout[n], memory_mb[n]) == limits and python_code(text) and parses(python_code(text))
+        )
+        for n, result in open_sandbox(*limits).map(programs):
+            rewards[n] = None if result.outcome == "error" else float(result.outcome == "passed")
     return list(rewards.values())

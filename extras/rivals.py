@@ -33,7 +33,7 @@ import selfcodealign as method
 from extras import commits
 from parts.examples import Example
 from parts.folder import read_config
-from parts.rows import Appender, BadInput, digest, draw, one_line, read_objects, read_rows, row_id
+from parts.rows import Appender, BadInput, digest, draw, one_line, read_objects, read_rows, row_id, whole
 from parts.seeds import read_sources
 from sandbox import OUTCOMES
 from selfcodealign import METHOD, Filters, Origins, Run, Stage, few_shot_prompt, generate, parse_instruction
@@ -127,36 +127,41 @@ def gather_commits(run: Run):
     count_tokens = lambda text: len(tokenizer(text).input_ids)
 
     def candidates(on_disk: set[str]) -> Iterator[dict]:
-        for commit in commits.read_commits(run.settings.source):
-            commit["message"] = commits.clean(commit["message"])
-            identity = row_id("seeds", *(commit[key] for key in ("message", "code", "new_code")))
-            if identity not in on_disk:
-                on_disk.add(identity)
-                reason = commits.reason_against(commit, count_tokens)
-                yield {"id": identity, **commit} | ({"reject": reason} if reason else {})
+        for commit in commits.read_commits(run.settings.source, run.settings.seed):
+            texts, message = commit.pop("texts"), commits.clean(commit["message"])
+            row = {"id": row_id("seeds", commit["where"], message)} | commit | {"message": message}
+            if row["id"] not in on_disk:
+                on_disk.add(row["id"])
+                if not (reason := commits.reason_against(row)):
+                    row["code"], row["new_code"] = map(whole, texts())
+                    reason = commits.reason_against_code(row["code"], row["new_code"], count_tokens)
+                yield row | ({"reject": reason} if reason else {})
 
     method.keep_seeds(run, candidates)
 
 
 def commit_task(row: dict) -> dict:
     """OctoPack's instruction: the message, then the code as it was."""
-    code = f"\n\n```python\n{row['code'].rstrip()}\n```" if row["code"].strip() else ""
+    code = f"\n\n{commits.fenced(row['code'])}" if row["code"].strip() else ""
     task = {"instruction": row["message"] + code, "category": "commit", "difficulty": "not drawn"}
-    return task | {"solution": f"```python\n{row['new_code'].rstrip()}\n```"}
+    return task | {"solution": commits.fenced(row["new_code"])}
 
 
-def read_tasks(source: str) -> Iterator[dict]:
+def read_given_tasks(source: str) -> Iterator[dict]:
     rows = read_objects(Path(source), "instruction")
-    return ({"where": where, "code": row["instruction"]} for where, row in rows)
+    return ({"where": where, "code": whole(row["instruction"])} for where, row in rows)
 
 
 def gather_tasks(run: Run):
     """Instead of seeds: the tasks of a file, those of a benchmark rejected."""
 
     def candidates(on_disk: set[str]) -> Iterator[dict]:
-        for row in method.new_candidates(read_tasks(run.settings.source), on_disk):
-            finding = run.decontaminator.contaminated_by(row["code"])
-            yield row | (method.contaminated(finding) if finding else {})
+        for row in method.new_candidates(read_given_tasks(run.settings.source), on_disk):
+            if finding := run.decontaminator.contaminated_by(row["code"]):
+                row |= method.contaminated(finding)
+            elif not 0 < len(row["code"].split()) <= Filters.longest:
+                row["reject"] = "not_a_task" if not row["code"].strip() else "long_instruction"
+            yield row
 
     method.keep_seeds(run, candidates)
 
@@ -270,8 +275,8 @@ class CommitFilters(Filters):
     longest = math.inf
 
     def hashes(self, instruction: str, response: str) -> tuple[dict, dict]:
-        exact, _ = super().hashes(instruction, response)
-        return {reason: exact[reason] for reason in ("same_instruction", "same_response")}, {}
+        exact = {"same_instruction": instruction, "same_response": response}
+        return {reason: int(digest(reason, text)[:16], 16) for reason, text in exact.items()}, {}
 
 
 def select_commits(run: Run):
@@ -330,7 +335,7 @@ TABLES = {
 NEED_INSTRUCTIONS = ("teacher", "evol-instruct")
 # Settings that belong to the run that wrote the instructions
 SHAPE_INSTRUCTIONS = ("source", "limit", "judge")
-OTHER_SOURCES = {"octopack": commits.read_commits, "given-tasks": read_tasks}  # than Python files
+OTHER_SOURCES = {"octopack": commits.read_commits, "given-tasks": read_given_tasks}  # than Python files
 
 
 def start(

@@ -68,6 +68,7 @@ def test_a_rejected_response_is_wrong_by_the_chosen_ones_tests_too(run):
     assert "unknown" in dict(named)["mistaken tests"]["rejected"][0]["content"]
     assert counts["examples"] == sum(1 for _ in read_rows(run.path("sft"))) == 5
     assert counts["with a pair"] == 2 and counts["without a failing response"] == 2 and counts["rows"] == 3
+    assert counts["whose failing responses may be right"] == 1
     with Sandbox(2) as sandbox:
         for row in pairs:
             chosen, rejected = (row[key][0]["content"] for key in ("chosen", "rejected"))
@@ -163,6 +164,13 @@ def test_each_planted_bad_commit_is_rejected_with_its_reason(model, tmp_path):
     commit(repository, "Use sum for the whole total", {"side.py": OLD.replace("mean(", "average(")})
     subprocess.run([*git, "checkout", "-q", "main"], check=True)
     subprocess.run([*git, "merge", "-q", "--no-edit", "side"], check=True)
+    commit(repository, "Print the mean in an old way", {"old.py": OLD + "print 'mean'\n" * 9})
+    submodule = f"160000,{'1' * 40},library.py"
+    subprocess.run([*git, "update-index", "--add", "--cacheinfo", submodule], check=True)
+    subprocess.run([*git, "commit", "-q", "-m", "Use the library of another project"], check=True)
+    # What a repository's own settings name is run by many of git's commands
+    ran = tmp_path / "ran"
+    subprocess.run([*git, "config", "core.fsmonitor", f"touch {ran}; false"], check=True)
 
     reasons = {}
     run = rivals.start(
@@ -184,7 +192,10 @@ def test_each_planted_bad_commit_is_rejected_with_its_reason(model, tmp_path):
         "make the mean lower case here": "no_imperative_verb",
         "Mean of nothing is now zero": "no_imperative_verb",
         "Add a very large table of numbers": "code_size",
+        "Print the mean in an old way": "syntax_error",
+        "Use the library of another project": "not_one_python_file",
     }
+    assert not ran.exists()
     examples = {row["instruction"].split("\n")[0]: row for row in read_rows(run.path("sft"))}
     changed = examples["Return zero for an empty list"]
     assert python_code(changed["instruction"]) == OLD.strip()
@@ -205,7 +216,7 @@ def test_each_planted_bad_commit_is_rejected_with_its_reason(model, tmp_path):
 
 def test_given_tasks_are_answered_as_they_are_but_for_those_of_a_benchmark(model, benchmarks, tmp_path):
     copied = benchmarks["humaneval"]["HumanEval/10"]["prompt"]
-    tasks = [words(1, 12), copied, words(2, 12), words(1, 12)]
+    tasks = [words(1, 12), copied, words(2, 12), words(1, 12), words(3, 300), " "]
     (tmp_path / "tasks.jsonl").write_text("".join(json.dumps({"instruction": task}) + "\n" for task in tasks))
     given = {"model": model, "source": str(tmp_path / "tasks.jsonl")}
     run = rivals.start("given-tasks", tmp_path / "out", given, {}, None, None)
@@ -223,6 +234,7 @@ def test_the_card_of_a_model_says_what_is_known_and_never_replaces_another(comma
     settings["data_sha256"] = hashlib.sha256(data.read_bytes()).hexdigest()
     (model / "train.json").write_text(json.dumps(settings))
     result = {
+        "model": str(model),
         "benchmark": "humaneval",
         "tasks": {f"HumanEval/{n}": {"base": True, "plus": n < 3} for n in range(4)},
     }
@@ -231,10 +243,17 @@ def test_the_card_of_a_model_says_what_is_known_and_never_replaces_another(comma
     assert made.returncode == 0, made.stderr
     card = ModelCard.load(model / "README.md")
     assert card.data.base_model == "owner/base" and card.data.license == "unknown"
-    for text in ("2 pairs that owner/writer made", settings["data_sha256"], "| humaneval+ | 3 of 4 | 75.0 |"):
+    for text in (
+        "2 pairs, made from code of Python's standard library\nby owner/writer",
+        settings["data_sha256"],
+        "| humaneval+ | 3 of 4 | 75.0 |",
+    ):
         assert text in card.text, card.text
     assert str(tmp_path) not in card.text
     assert command("selfcodealign.py", "card", "--model", model).returncode == 0, "made again"
+    (tmp_path / "result.json").write_text(json.dumps(result | {"model": "someone/else"}))
+    other = command("selfcodealign.py", "card", "--model", model, "--scores", tmp_path)
+    assert other.returncode == 2 and "scores of someone/else" in other.stderr
     (model / "README.md").write_text("mine")
     refused = command("selfcodealign.py", "card", "--model", model)
     assert refused.returncode == 2 and (model / "README.md").read_text() == "mine"

@@ -571,6 +571,8 @@ def test_settings_that_do_not_fit_together_are_refused_and_leave_no_run(model, t
         ({"difficulties": "medium"}, "--shots 8,8,1"),
         ({"shots": "8"}, "--shots takes"),
         ({"temperature": -0.1}, "--temperature takes"),
+        ({"pass_rate": [0.9, 0.1]}, "--pass-rate takes"),
+        ({"rival": "octopack", "min_killed": 0.5}, "octopack executes no responses"),
         ({"categories": "function,poem"}, "--categories takes"),
     ]:
         with pytest.raises(BadInput, match=says):
