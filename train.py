@@ -803,8 +803,8 @@ def main() -> int:
     except RuntimeError as error:
         if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
             raise
-        ways = "--recompute on, --reshard on, a smaller --pack-tokens, --precision bf16 or more GPUs"
-        print(f"train.py: out of memory: take {ways}; the same command then goes on", file=sys.stderr)
+        ways = "add --recompute on, --reshard on or a smaller --pack-tokens, or take more GPUs, to go on"
+        print(f"train.py: out of memory: {ways}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("train.py: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)

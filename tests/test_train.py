@@ -421,6 +421,14 @@ def test_after_a_full_disk_the_same_command_goes_on(tiny, data, tmp_path, comman
     assert [row["step"] for row in rows_of(tmp_path / "model")] == [1, 2, 3, 4, 5]
 
 
+def test_too_little_memory_is_one_line(model, tmp_path, command):
+    row = {"instruction": "Count.", "response": "\n".join(f"x{n} = {n}" for n in range(3000))}
+    (tmp_path / "long.jsonl").write_text(json.dumps(row) + "\n")
+    words = options(model, tmp_path / "long.jsonl", tmp_path / "model", "--max-length", 8192)
+    stopped = command("train.py", *words, "--recompute", "off", prefix=["prlimit", "--as=4000000000"])
+    refused(stopped, "out of memory", "--recompute on")
+
+
 def test_a_model_that_cannot_be_saved_is_one_line(network, tokenizer, tmp_path):
     (tmp_path / "out.unfinished").mkdir()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -493,17 +501,17 @@ def test_the_published_count_of_operations_is_that_of_torch(network, encoded):
     assert needed == published - attention // 2 - head * prompt_length
 
 
-def test_memory_is_counted_per_gpu(monkeypatch):
+def test_memory_is_counted_per_gpu(tiny, monkeypatch):
     """StarCoder2-15B on GPUs of 80 GB: its activations of short packs fit whatever the number of GPUs."""
     size = {"hidden_size": 6144, "intermediate_size": 24576, "num_hidden_layers": 40, "vocab_size": 49152}
     config = Starcoder2Config(**size, num_attention_heads=48, num_key_value_heads=4)
-    model = train.build(tiny_options(config) | {"dtype": torch.bfloat16}, "meta")
+    model = train.build(options_of(tiny) | {"config": config, "dtype": torch.bfloat16}, "meta")
     auto = SimpleNamespace(recompute="auto", reshard="auto", precision="bf16", pack_tokens=1280)
     chosen = {}
     for gpus in (2, 8):
         monkeypatch.setattr(train, "WORLD", gpus)
         chosen[gpus] = train.memory_settings(model, auto, 80e9)
-    assert chosen == {2: (True, False), 8: (True, False)}
+    assert chosen == {2: (True, False), 8: (False, False)}  # (reshard, recompute)
     auto.pack_tokens = 4096
     assert train.memory_settings(model, auto, 80e9) == (False, True)
 
