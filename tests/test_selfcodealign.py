@@ -640,7 +640,7 @@ def kill_when(run: subprocess.Popen, happened, number: int):
     """Send the signal once `happened()`; within 15 s no process of the run may be left."""
     while run.poll() is None and not happened():
         time.sleep(0.02)
-    assert run.poll() is None and processes_of(run), "it ended before the signal"
+    assert run.poll() is None and processes_of(run), f"it ended before the signal: {run.communicate()}"
     run.send_signal(number)
     run.wait(timeout=15)
     end = time.monotonic() + 15
@@ -683,11 +683,11 @@ def test_other_engines_and_batch_sizes_change_no_prompt_and_no_sampling_seed(who
     server = lambda: len(processes_of(run)) > 4
     for happened, number in [
         (server, signal.SIGKILL),  # while it starts
+        (server, signal.SIGINT),
+        (server, signal.SIGKILL),
         (has_rows(out / "concepts.jsonl"), signal.SIGKILL),
         (has_rows(out / "instructions.jsonl"), signal.SIGTERM),
         (has_rows(out / "responses.jsonl"), signal.SIGINT),
-        (server, signal.SIGINT),
-        (server, signal.SIGKILL),
     ]:
         run = start(out, model, source, *two)
         kill_when(run, happened, number)
@@ -786,4 +786,3 @@ for name in ("method", *(name for name in rivals.TABLES if name not in rivals.OT
         verdicts = list(read_rows(tmp_path / name / "selection.jsonl"))
         assert len(verdicts) == len(kept) and len(examples) == sum("reject" not in row for row in verdicts)
         assert not list(read_rows(tmp_path / name / "executions.jsonl"))
-    assert list(read_rows(tmp_path / "oss-instruct" / "sft.jsonl"))
