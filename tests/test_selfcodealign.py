@@ -242,6 +242,8 @@ def start(out: Path, model: str, source: Path, *options, stage="run") -> subproc
     # No compiler is needed, not even for the judge
     environment = os.environ | {"CXX": "no-compiler-here", "RUN_UNDER_TEST": mark}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    # A shell starts what is in the background with Ctrl-C ignored
+    pipes["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
     run = subprocess.Popen(list(map(str, command)), env=environment, cwd=ROOT, **pipes)
     run.mark = mark
     return run
