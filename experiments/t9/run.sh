@@ -7,27 +7,27 @@
 #   OUT=runs/t9-1.5b MODEL=Qwen/Qwen2.5-Coder-1.5B PROMPT=completion GENERATE="--limit 2000" TRAIN= EVALUATE= experiments/t9/run.sh
 #
 # Given again, it goes on where it was. The table at its end is OUT/table.html, each pair's comparison OUT/compare-*/compare.html.
-# TAG=-1e-4 TRAIN="--epochs 3 --batch-size 8 --lr 1e-4 --precision mixed" experiments/t9/run.sh trains and scores again on the same data, under
-# names that end in the tag.
+# TAG=-2e-5 TRAIN="... --lr 2e-5" experiments/t9/run.sh trains and scores again on the same data, under names that end in the tag.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 source environment.sh
 
 MODEL=${MODEL-models/smollm2-135m}
 OUT=${OUT-runs/t9}
-SEEDS=${SEEDS-0 1} # of the training
+SEEDS=${SEEDS-0 1 2} # of the training
+HELDOUT=${HELDOUT-0} # share of tasks; with BENCHMARKS="humaneval mbpp self" they are scored, too
 PROMPT=${PROMPT-auto}
 SOURCE=${SOURCE-$(python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')} # the installed packages
-# For the embedded model, as run.sh: easy tasks, and steps that a few dozen examples need.
-GENERATE=${GENERATE---limit 800 --samples 5 --temperature 0.2 --max-tokens 256 --decks 4 --judge 0 --categories function
-    --difficulties easy --shots 4,4,3}
-TRAIN=${TRAIN---epochs 3 --batch-size 8 --lr 2e-5 --precision mixed}
-EVALUATE=${EVALUATE---max-tokens 384}
-BENCHMARKS=${BENCHMARKS-humaneval mbpp self}
+# The settings of ./run.sh for the embedded model
+GENERATE=${GENERATE---limit 1400 --samples 4 --temperature 0.4 --max-tokens 256 --decks 4 --judge 0 --categories function
+    --difficulties easy --shots 4,4,5}
+TRAIN=${TRAIN---epochs 2 --batch-size 8 --lr 1e-4 --precision mixed --chat-template keep}
+EVALUATE=${EVALUATE---max-tokens 256}
+BENCHMARKS=${BENCHMARKS-humaneval mbpp}
 TAG=${TAG-}
 [ "$MODEL" != models/smollm2-135m ] || python extras/embedded.py "$MODEL"
 
-python selfcodealign.py run --model "$MODEL" --source "$SOURCE" --out "$OUT" --heldout 0.2 --test-in-instruction 0 $GENERATE
+python selfcodealign.py run --model "$MODEL" --source "$SOURCE" --out "$OUT" --heldout "$HELDOUT" --test-in-instruction 0 $GENERATE
 if [[ " $BENCHMARKS " == *" self "* && ! -s $OUT/heldout.jsonl ]]; then
     echo "$OUT has no held-out task to score on: more seeds, or BENCHMARKS without self" >&2; exit 2
 fi
@@ -43,12 +43,22 @@ for choice in passing random-subset failing; do
 done
 python eval.py --model "${models[@]}" --prompt "${prompts[@]}" --benchmark $BENCHMARKS --data "$OUT/heldout.jsonl" \
     --out "${folders[@]}" $EVALUATE
-for folder in "${folders[@]:1}"; do
-    python eval.py --compare "$OUT/base" "$folder" --out "$OUT/compare-$(basename "$folder")"
-done
-for seed in $SEEDS; do
-    python eval.py --compare "$OUT/random-subset-$seed$TAG" "$OUT/passing-$seed$TAG" --out "$OUT/compare-passing-random-$seed$TAG"
-    python eval.py --compare "$OUT/failing-$seed$TAG" "$OUT/passing-$seed$TAG" --out "$OUT/compare-passing-failing-$seed$TAG"
-done
 python eval.py --table "${folders[@]}" --out "$OUT"
-for folder in "$OUT" "$OUT"/compare-*; do python selfcodealign.py comparison --out "$folder"; done
+python selfcodealign.py comparison --out "$OUT"
+# The planned comparisons: they were named before the run.
+python - "$OUT" "$TAG" $SEEDS <<'PYTHON' >"$OUT/plan$TAG.json"
+import json, sys
+out, tag, *seeds = sys.argv[1:]
+sets = {name: [f"{out}/{name}-{seed}{tag}" for seed in seeds] for name in ("passing", "random-subset", "failing")}
+base, any_response = [f"{out}/base"], sets["random-subset"]
+pairs = {
+    "passing - any": (any_response, sets["passing"]),
+    "passing - failing": (sets["failing"], sets["passing"]),
+    "any - failing": (sets["failing"], any_response),
+    "passing - model before": (base, sets["passing"]),
+    "any - model before": (base, any_response),
+    "failing - model before": (base, sets["failing"]),
+}
+print(json.dumps({"suite": "both+", "comparisons": [{"name": name, "a": a, "b": b} for name, (a, b) in pairs.items()]}))
+PYTHON
+python experiments/analysis.py compare "$OUT/plan$TAG.json" --out "$OUT/analysis$TAG"
