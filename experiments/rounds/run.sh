@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Rounds: the aligned model writes the next round's data, from other seeds; each round is trained from the base on all data so far.
 #
-#   experiments/rounds/run.sh                     three rounds of the embedded model, about 25 minutes on 2 cores
+#   experiments/rounds/run.sh                     three rounds of the embedded model, 20 minutes on 2 cores
 #   OUT=runs/rounds-1.5b MODEL=Qwen/Qwen2.5-Coder-1.5B SEEDS=20000 PROMPT=completion GENERATE= TRAIN= EVALUATE= experiments/rounds/run.sh
 #
 # Given again, it goes on where it was. The seeds of all rounds are gathered once, then dealt out: no seed is used twice.
@@ -42,8 +42,25 @@ for ((round = 1; round <= ROUNDS; round++)); do
 done
 python eval.py --model "${models[@]}" --prompt "${prompts[@]}" --benchmark humaneval mbpp --out "${folders[@]}" $EVALUATE
 python eval.py --table "${folders[@]}" --out "$OUT"
+python - "$OUT" "$ROUNDS" <<'PYTHON'
+import json, re, sys
+from pathlib import Path
+out, rounds = Path(sys.argv[1]), int(sys.argv[2])
+read = lambda path: [json.loads(line) for line in path.open()]
+solved = lambda n: {(file.parent.name, task) for file in (out / f"eval-{n}").glob("*/result.json")
+                    for task, verdict in json.loads(file.read_text())["tasks"].items() if verdict["plus"]}
+print("round | executed | pass | examples | different functions of passing | mutants killed | solved, data so far")
+print(f"0 | | | | | | {len(solved(0))}")
+for n in range(1, rounds + 1):
+    folder = out / f"round-{n}"
+    executions = read(folder / "executions.jsonl")
+    passing = {row["response_id"] for row in executions if "reject" not in row}
+    names = [re.findall(r"^def (\w+)", row["response"], re.M) for row in read(folder / "responses.jsonl") if row["id"] in passing]
+    quality = json.loads((folder / "quality.json").read_text())
+    print(n, len(executions), f"{len(passing) / len(executions):.0%}", len(read(folder / "sft.jsonl")),
+          f"{len(set(map(tuple, names)))} of {len(names)}", f"{quality['killed'] / max(1, quality['mutants']):.0%}",
+          f"{len(solved(n))}, {len(read(out / f'union-{n}.jsonl'))}", sep=" | ")
+PYTHON
 for ((round = 1; round <= ROUNDS; round++)); do
-    echo "round $round"
-    python selfcodealign.py report --out "$OUT/round-$round" | grep -E '^(responses|executions|selection|sft)'
     python eval.py --compare "$OUT/eval-0" "$OUT/eval-$round" | grep 'both+'
 done
