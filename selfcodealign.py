@@ -101,12 +101,7 @@ def add_settings(parser: argparse.ArgumentParser) -> dict:
     add("--test-in-instruction", 0.5, "share of examples that show a short test", type=share)
     add("--heldout", 0.0, "share of tasks kept out of sft.jsonl, in heldout.jsonl, for scoring", type=share)
     bounds = {"nargs": 2, "type": share, "metavar": ("LOW", "HIGH")}
-    add(
-        "--pass-rate",
-        [0.0, 1.0],
-        "keep tasks of whose samples a share from LOW to HIGH pass; 0 1: all",
-        **bounds,
-    )
+    add("--pass-rate", [0.0, 1.0], "keep tasks of which such a share of samples pass", **bounds)
     add("--min-killed", 0.0, "keep responses whose tests kill this share of their code's mutants", type=share)
     return defaults
 

@@ -53,6 +53,7 @@ from tqdm import tqdm
 CHAT_TEMPLATE = Path(__file__).parent / "prompts" / "chat.jinja"
 GPU_DRIVER = Path("/dev/nvidiactl")  # there where a GPU is, whether torch can use it or not
 PEAK_FLOPS = {"A100": 312e12, "H100": 989e12, "H200": 989e12, "B200": 2250e12}  # dense bf16, data sheets
+BYTES = {"bf16": (2, 2), "mixed": (4, 2), "fp32": (4, 4)}  # per parameter: weight (and low half), gradient
 WARMUP = 0.05  # share of the steps in which the learning rate rises (C.3)
 # Training may go on with other values of these: places, and what changes speed, memory and rounding.
 MAY_CHANGE = "out data pack_tokens attention recompute reshard compile checkpoint_every".split()
@@ -534,9 +535,7 @@ def memory_settings(model, arguments, memory: int) -> tuple[bool, bool]:
     """Whether to reshard and to recompute where the arguments leave it open, given bytes per GPU. An estimate
     that leaves 30 % for what it does not count. extras/memory.py counts."""
     parameters = sum(weight.numel() for weight in model.parameters())
-    weight, gradient = {"bf16": (2, 2), "mixed": (4, 2), "fp32": (4, 4)}[
-        arguments.precision
-    ]  # bytes, low half
+    weight, gradient = BYTES[arguments.precision]
     kept, gradients = weight * parameters / WORLD, gradient * parameters / WORLD
     whole = model.dtype.itemsize * parameters * (WORLD > 1)
     # The usual layer keeps its inputs, queries, keys, values, output, and four rows as wide as the MLP.
