@@ -1,9 +1,9 @@
 """The card of a trained model: what it was made from, how, and how it scored. README.md in its folder.
 
-    python selfcodealign.py card --model runs/first/model [--scores runs/first/eval] [--license LICENSE]
+    python selfcodealign.py card --model runs/first/model-HASH [--scores runs/first/eval-HASH]
 
---scores is a folder of eval.py's. A model has the licence of its base model, if any lets it, and of the data;
-neither is known here: the card says `unknown` unless `--license` gives one.
+--scores is a folder of eval.py's. Which licence a model may have follows from those of its base model and of
+its data. Neither is known here: the card says `unknown` unless `--license` gives one.
 """
 
 import argparse

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # The paper's T9 in small: does it matter that the responses pass their tests? One generation run, three training sets of one size
-# (responses that pass, any, and that fail), several training seeds, every model scored on HumanEval+, MBPP+ and held-out tasks.
+# (responses that pass, any, and that fail), several training seeds, every model scored on HumanEval+ and MBPP+ (and on held-out tasks, with HELDOUT and BENCHMARKS below).
 # No test is shown in an instruction, as some are in the paper's main run: the sets would differ in more than the choice of responses.
 #
-#   experiments/t9/run.sh                    the embedded model: some hours on 2 cores
+#   experiments/t9/run.sh                    the embedded model: about an hour on 2 quiet cores
 #   OUT=runs/t9-1.5b MODEL=Qwen/Qwen2.5-Coder-1.5B PROMPT=completion GENERATE="--limit 2000" TRAIN= EVALUATE= experiments/t9/run.sh
 #
-# Given again, it goes on where it was. The table at its end is OUT/table.html, each pair's comparison OUT/compare-*/compare.html.
+# Given again, it goes on where it was. The scores are in OUT/table.html, the planned comparisons in OUT/analysis.
 # TAG=-2e-5 TRAIN="... --lr 2e-5" experiments/t9/run.sh trains and scores again on the same data, under names that end in the tag.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
