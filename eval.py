@@ -247,7 +247,7 @@ def make_requests(job: Job, model: str, engine) -> Iterator[Request]:
         room = min(settings["max_tokens"], engine.context - len(ids))
         seed = draw(settings["seed"], "eval", task_id, index) if settings["temperature"] else None
         row = {"id": answer_id, "task_id": task_id, "sample": index, "prompt": prompt, "prompt_text": text}
-        yield Request(answer_id, ids, room, seed, stop, row, settings["temperature"])
+        yield Request(answer_id, ids, room, seed, stop, row, temperature=settings["temperature"])
 
 
 def fenced_block(text: str, entry_point: str) -> str:

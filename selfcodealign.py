@@ -201,7 +201,8 @@ def open_run(
     facts: dict | None = None,
     read_source: Callable[[str], Iterator[dict]] = seeds.read_sources,
 ) -> Run:
-    """Start a run folder, or go on with it. `facts` are recorded besides the settings. Raises BadInput."""
+    """Start a run folder, or go on with it. `facts` are recorded besides the settings; `read_source` tells
+    whether the source of a new run can be read. Raises BadInput."""
     prompts = digest(*(path.read_text() for path in sorted(PROMPTS.rglob("*.md"))))
     if read_config(folder).get("prompts", prompts) != prompts:
         raise BadInput(f"{folder} was made with other prompts than those in {PROMPTS}: take another --out")
@@ -745,6 +746,7 @@ def contaminated(finding: Finding) -> dict:
 def select(run: Run, filters: Filters | None = None, most: float = math.inf) -> int:
     """Paper 2.3 and C: one passing response for each instruction, then the filters, in a drawn order.
 
+    What --pass-rate and --min-killed leave out is rejected first; both are off in the paper.
     Only an instruction's first response in that order is offered to the filters. Done as a whole each time;
     its files are replaced as a whole. Returns the number of examples. `filters` and `most` are set by
     extras/rivals.py only.

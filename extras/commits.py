@@ -46,7 +46,8 @@ MARKS = r"\[(skip ci|ci skip)\]|^\s*[\[(][^\])]*[\])]|[\[(][^\])]*[\])]\s*$|^[\w
 def read_commits(source: str, seed: int = 0) -> Iterator[dict]:
     """Yield {where, message, files, parents, author, texts} of each commit of a git repository, in an order
     drawn from the seed, or of each row of a JSON Lines file with CommitPackFT's columns, which has no merges
-    and no authors. `texts()` reads the file before and after. Raises BadInput."""
+    and no authors. `texts()` reads the file before and after; there are no `files` where one was deleted, or
+    is a link or a submodule. Raises BadInput."""
     if Path(source).is_dir():
         yield from read_repository(Path(source), seed)
         return
@@ -88,7 +89,8 @@ def read_repository(repository: Path, seed: int) -> Iterator[dict]:
                     "parents": len(parents.split()),
                     "author": author,
                 }
-                commit["files"] = [change.partition("\t")[2] for change in changes if is_file(change)]
+                paths = [change.partition("\t")[2] for change in changes]
+                commit["files"] = paths if all(map(is_file, changes)) else []
                 old_and_new = changes[0].split()[2:4] if changes else ()
                 yield commit | {"texts": lambda ids=old_and_new: [text_of(blobs, blob) for blob in ids]}
 

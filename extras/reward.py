@@ -28,8 +28,8 @@ def open_sandbox(timeout: float, memory_mb: int) -> Sandbox:
 def passes_tests(completions, tests, timeout, memory_mb, **_) -> list[float | None]:
     """A reward for each completion, a text or chat messages; None where the sandbox has no verdict.
 
-    The other columns are those of `export --format rl`. The reward of all is as slow as the slowest program:
-    at most `timeout` seconds of the processor.
+    The other columns are those of `export --format rl`. A program may take `timeout` seconds of the
+    processor.
     """
     texts = [text if isinstance(text, str) else text[-1]["content"] or "" for text in completions]
     rewards = dict.fromkeys(range(len(texts)), 0.0)

@@ -266,9 +266,6 @@ def select_matched(run: Run, kind: type[Filters] = Filters):
         print(f"{examples} examples, fewer than the {most} to match: there are no more")
 
 
-# ----------------------------------------------------------------------------------------------------- tables
-
-
 class CommitFilters(Filters):
     """Benchmark text and exact copies only: an instruction holds code, and commits to a file are alike."""
 
@@ -288,6 +285,8 @@ def no_concepts(*fields: str) -> Stage:
     pass_on = lambda seed: {"concepts": [], **{field: seed[field] for field in fields}}
     return Stage("seeds", "seed_id", compute("concepts", pass_on))
 
+
+# ----------------------------------------------------------------------------------------------------- tables
 
 SNIPPETS = Stage(None, None, gather_snippets)
 SOLUTIONS = compute("responses", lambda task: {"response": task["solution"], "tests": ""})

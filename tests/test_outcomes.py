@@ -156,6 +156,8 @@ def test_each_planted_bad_commit_is_rejected_with_its_reason(model, tmp_path):
     commit(repository, "Fix typo", {"mean.py": OLD})
     commit(repository, "Change two files in one go", {"mean.py": NEW, "other.py": "x = 1\n"})
     commit(repository, "Describe the mean in a text", {"notes.txt": "mean"})
+    (repository / "notes.txt").unlink()
+    commit(repository, "Explain it in the code alone", {"other.py": "x = 2\n" * 30})
     commit(repository, "make the mean lower case here", {"mean.py": OLD})
     commit(repository, "Mean of nothing is now zero", {"mean.py": NEW})
     commit(repository, "Add a very large table of numbers", {"table.py": f"TABLE = {list(range(3000))}\n"})
@@ -189,6 +191,7 @@ def test_each_planted_bad_commit_is_rejected_with_its_reason(model, tmp_path):
         "Fix typo": "message_length",
         "Change two files in one go": "not_one_python_file",
         "Describe the mean in a text": "not_one_python_file",
+        "Explain it in the code alone": "not_one_python_file",
         "make the mean lower case here": "no_imperative_verb",
         "Mean of nothing is now zero": "no_imperative_verb",
         "Add a very large table of numbers": "code_size",
