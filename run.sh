@@ -54,5 +54,5 @@ echo
 python selfcodealign.py report --out "$out"
 echo
 python eval.py --compare "$base" "$out/eval-$version" --out "$out/comparison-$version"
-python selfcodealign.py comparison --out "$out/comparison-$version"
+python selfcodealign.py report --out "$out/comparison-$version"
 python selfcodealign.py card --model "$aligned" --scores "$out/eval-$version"

@@ -754,8 +754,10 @@ def select(run: Run, filters: Filters | None = None, most: float = math.inf) -> 
     origins, filters = Origins(run.folder, run.stages), filters or Filters(run.decontaminator)
     response_ids = ordered_responses(run, origins)
     unwanted = outside_pass_rate(run, origins, response_ids)
-    unwanted |= weakly_tested(run, origins, [one for one in response_ids if one not in unwanted])
     offered = [response_id for response_id in response_ids if response_id not in unwanted]
+    if run.settings.min_killed:
+        unwanted |= extra("quality").weakly_tested(run, origins, offered)
+        offered = [response_id for response_id in offered if response_id not in unwanted]
     verdicts, tried = choose(run, origins, offered, filters)
     run.save(decontamination="; ".join(filter(None, (run.decontaminator.coverage, tried))))
     return write_selection(run, origins, unwanted | verdicts, most)
@@ -771,14 +773,6 @@ def outside_pass_rate(run: Run, origins: "Origins", response_ids: list[str]) -> 
     passing = Counter(task_of.values())
     is_left_out = lambda task: not low <= passing[task] / run.settings.samples <= high
     return {one: {"reject": "pass_rate"} for one in response_ids if is_left_out(task_of[one])}
-
-
-def weakly_tested(run: Run, origins: "Origins", response_ids: list[str]) -> dict[str, dict]:
-    """{response id: its reject} of the responses whose tests kill fewer mutants than --min-killed."""
-    if not run.settings.min_killed:
-        return {}
-    weak = extra("quality").weakly_tested(run, origins, response_ids)
-    return {response_id: {"reject": "weak_tests"} for response_id in weak}
 
 
 def ordered_responses(run: Run, origins: "Origins", outcomes: Iterable[str] = ("passed",)) -> list[str]:
@@ -1025,16 +1019,14 @@ def table(counts: dict) -> str:
 # ----------------------------------------------------------------------------------------------- command line
 
 EXTRAS = {  # command: what it does; the file of that name in extras/, loaded when it is asked for
-    "report": "the funnel and report.html of a finished run, or of one that goes on",
+    "report": "the funnel and report.html of a run, finished or not; pages of eval.py's comparisons",
     "trace": "one final example back to its seed",
     "quality": "how much the tests of the final examples test",
     "pilot": "a small run in each layout, and what a full run would give",
     "export": "the final examples, pairs or tasks with tests for others, with a dataset card",
     "card": "the card of a trained model",
     "rival": "the rows that the paper compares the method with (T1, T9, T10, T11)",
-    "memory": "what training takes on each GPU, from a model's config alone",
     "doctor": "what this machine can do with a model, and the commands for it",
-    "comparison": "pages of what eval.py --compare and --table wrote",
 }
 
 

@@ -164,9 +164,8 @@ def plan_tries(code: str, trials: list[Trial]) -> list[tuple[str, int]]:
         if isinstance(node, ast.FunctionDef) and None not in node.args.kw_defaults:
             positional = len(node.args.posonlyargs + node.args.args)
             least, most = positional - len(node.args.defaults), math.inf if node.args.vararg else positional
-            tries += [
-                (node.name, number) for number, trial in enumerate(trials) if least <= trial.arity <= most
-            ]
+            fit = [number for number, trial in enumerate(trials) if least <= trial.arity <= most]
+            tries += [(node.name, number) for number in fit]
     words = functools.cache(lambda name: set(name.lower().split("_")))
     return sorted(tries, key=lambda item: -len(words(item[0]) & words(trials[item[1]].name)))
 
@@ -254,11 +253,8 @@ def solves(function, as_set, examples):
 def same(answer, expected):
     """Equal, but for the rounding of floats and for lists that stand for tuples."""
     if isinstance(expected, (list, tuple)):
-        return (
-            isinstance(answer, (list, tuple))
-            and len(answer) == len(expected)
-            and all(map(same, answer, expected))
-        )
+        is_list = isinstance(answer, (list, tuple)) and len(answer) == len(expected)
+        return is_list and all(map(same, answer, expected))
     if isinstance(expected, float):
         return isinstance(answer, (int, float)) and math.isclose(answer, expected, rel_tol=1e-7, abs_tol=1e-6)
     return answer == expected

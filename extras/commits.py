@@ -5,11 +5,8 @@ reasons to reject, and their bounds, are those of CommitPackFT. Differs from it:
 run's own tokenizer; the list of verbs and of empty phrases is our own.
 """
 
-import itertools
-import os
+import functools
 import re
-import subprocess
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,28 +15,21 @@ from parts.rows import BadInput, digest, read_objects
 
 VERBS = set(
     """
-    add allow apply avoid build bump cache change check clarify clean cleanup close collect combine
-    compute convert correct create cut define delete deprecate detect disable document drop enable
-    ensure exclude expand export expose extend extract factor fill filter fix format generate give
-    guard handle hide ignore implement import improve include increase indent initialize inline
-    insert install introduce join keep let limit link list load lock log make mark merge migrate
-    mock modify move normalize omit open optimize order override parse pass patch permit pin
-    populate port prefer prepare prevent print process provide pull put raise read record redirect
-    reduce refactor refine reformat register reject relax remove rename reorder reorganize repair
-    replace report require reset resolve restore restrict return reuse rewrite run save scale select
-    send separate set show shorten simplify skip sort specify split start stop store strip support
-    suppress swap switch sync take tell test tidy trim try turn tweak unify update upgrade use
+    add allow apply avoid build bump cache change check clarify clean cleanup close collect combine compute
+    convert correct create cut define delete deprecate detect disable document drop enable ensure exclude
+    expand export expose extend extract factor fill filter fix format generate give guard handle hide ignore
+    implement import improve include increase indent initialize inline insert install introduce join keep let
+    limit link list load lock log make mark merge migrate mock modify move normalize omit open optimize order
+    override parse pass patch permit pin populate port prefer prepare prevent print process provide pull put
+    raise read record redirect reduce refactor refine reformat register reject relax remove rename reorder
+    reorganize repair replace report require reset resolve restore restrict return reuse rewrite run save
+    scale select send separate set show shorten simplify skip sort specify split start stop store strip
+    support suppress swap switch sync take tell test tidy trim try turn tweak unify update upgrade use
     validate verify warn wrap write
     """.split()
 )
-EMPTY_PHRASES = (
-    "initial commit",
-    "first commit",
-    "small fix",
-    "minor change",
-    "various fixes",
-    "work in progress",
-)
+EMPTY_PHRASES = r"initial commit|first commit|small fix|minor change|various fixes|work in progress"
+FILE_MODES = (0o100644, 0o100755)  # neither a link nor a submodule
 MARKS = r"\[(skip ci|ci skip)\]|^\s*[\[(][^\])]*[\])]|[\[(][^\])]*[\])]\s*$|^[\w()./-]+:\s"
 
 
@@ -57,67 +47,40 @@ def read_commits(source: str, seed: int = 0) -> Iterator[dict]:
         yield commit | {"files": [str(row.get("new_file") or "file.py")], "texts": lambda texts=texts: texts}
 
 
-def git(repository: Path, *words: str, **pipes) -> subprocess.Popen:
-    """A command that reads objects. The repository may be anyone's: what its settings name is not run."""
-    settings = ("core.fsmonitor=false", "core.hooksPath=/dev/null", "core.quotePath=false")
-    options = [word for setting in settings for word in ("-c", setting)]
-    environment = os.environ | {"GIT_ALLOW_PROTOCOL": "none", "GIT_NO_LAZY_FETCH": "1"}
-    command = ["git", *options, "-C", str(repository), *words]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, **pipes)
+def read_repository(path: Path, seed: int) -> Iterator[dict]:
+    # Read without git, which runs what the settings of a repository name, whoever wrote them
+    from dulwich.diff_tree import tree_changes
+    from dulwich.errors import NotGitRepository
+    from dulwich.repo import Repo
+
+    try:
+        repository = Repo.discover(str(path))
+        names, store = [entry.commit.id for entry in repository.get_walker()], repository.object_store
+        for name in sorted(names, key=lambda name: digest(seed, "commit", name.decode())):
+            commit, parents = store[name], repository.get_parents(name)
+            trees = store[parents[0]].tree if parents else None, commit.tree
+            changes = list(tree_changes(store, *trees)) if len(parents) < 2 else []
+            are_files = all(change.new and change.new.mode in FILE_MODES for change in changes)
+            yield {
+                "where": name.decode(),
+                "message": text(commit.message).strip().partition("\n\n")[0].replace("\n", " "),
+                "parents": len(parents),
+                "author": text(commit.author).rpartition(" <")[0],
+                "files": [text(change.new.path) for change in changes] if are_files else [],
+                "texts": functools.partial(texts_of, store, changes),
+            }
+    except (NotGitRepository, KeyError, ValueError) as error:  # or commits without their trees
+        raise BadInput(f"{path} is not a whole git repository: {error}") from None
 
 
-def read_repository(repository: Path, seed: int) -> Iterator[dict]:
-    with git(repository, "rev-list", "HEAD", stderr=subprocess.PIPE) as listing:
-        listed, errors = listing.communicate()
-    if listing.returncode:
-        raise BadInput(f"{repository}: {(errors.decode().strip() or 'git fails').splitlines()[0]}")
-    names = sorted(listed.decode().split(), key=lambda name: digest(seed, "commit", name))
-    shown = "--stdin --always --root -r --raw --no-renames --no-abbrev --format=%x01%H%x02%P%x02%an%x02%s"
-    with tempfile.TemporaryFile() as wanted:
-        wanted.write("".join(f"{name}\n" for name in names).encode())
-        wanted.seek(0)
-        with (
-            git(repository, "diff-tree", *shown.split(), stdin=wanted) as told,
-            git(repository, "cat-file", "--batch", stdin=subprocess.PIPE) as blobs,
-        ):
-            lines = (line.decode(errors="replace").rstrip("\n") for line in told.stdout)
-            for head, changes in grouped(lines):
-                name, parents, author, message = head[1:].split("\x02", 3)
-                commit = {
-                    "where": name,
-                    "message": message,
-                    "parents": len(parents.split()),
-                    "author": author,
-                }
-                paths = [change.partition("\t")[2] for change in changes]
-                commit["files"] = paths if all(map(is_file, changes)) else []
-                old_and_new = changes[0].split()[2:4] if changes else ()
-                yield commit | {"texts": lambda ids=old_and_new: [text_of(blobs, blob) for blob in ids]}
+def texts_of(store, changes: list) -> list[str]:
+    """A file before and after the one change; "" where there was none, or a partial clone has none."""
+    versions = [entry and entry.sha for entry in (changes[0].old, changes[0].new)]
+    return [text(store[sha].data) if sha and sha in store else "" for sha in versions]
 
 
-def is_file(change: str) -> bool:
-    """Whether a file changed that is one after the change: no link, no submodule, not deleted."""
-    return change.split()[1] in ("100644", "100755")
-
-
-def grouped(lines: Iterator[str]) -> Iterator[tuple[str, list[str]]]:
-    """Yield each commit's first line and the lines of its changes."""
-    head, changes = None, []
-    for line in itertools.chain(lines, ["\x01"]):
-        if line.startswith("\x01"):
-            if head:
-                yield head, changes
-            head, changes = line, []
-        elif line.startswith(":"):
-            changes.append(line)
-
-
-def text_of(blobs: subprocess.Popen, blob: str) -> str:
-    """The text of a file's version; none where there was no file."""
-    blobs.stdin.write(f"{blob}\n".encode())
-    blobs.stdin.flush()
-    found = blobs.stdout.readline().split()  # name, type, size; or name, "missing"
-    return blobs.stdout.read(int(found[2]) + 1)[:-1].decode(errors="replace") if len(found) == 3 else ""
+def text(read: bytes) -> str:
+    return read.decode(errors="replace")
 
 
 def clean(message: str) -> str:
@@ -140,7 +103,7 @@ def reason_against(commit: dict) -> str | None:
         return "message_length"
     if not message[0].isupper() or words[0].lower() not in VERBS:
         return "no_imperative_verb"
-    return "empty_phrase" if any(phrase in message.lower() for phrase in EMPTY_PHRASES) else None
+    return "empty_phrase" if re.search(EMPTY_PHRASES, message.lower()) else None
 
 
 def reason_against_code(old: str, new: str, count_tokens: Callable[[str], int]) -> str | None:

@@ -35,13 +35,9 @@ def gpus() -> list[tuple[str, float]]:
         say("GPU", line)
     usable = torch.cuda.is_available()
     if there and not usable:
-        say(
-            "torch",
-            f"CANNOT USE THEM: it is built for CUDA {torch.version.cuda}, which needs driver 580 or newer",
-        )
-    properties = [
-        torch.cuda.get_device_properties(n) for n in range(torch.cuda.device_count() if usable else 0)
-    ]
+        needed = f"it is built for CUDA {torch.version.cuda}, which needs driver 580 or newer"
+        say("torch", f"CANNOT USE THEM: {needed}")
+    properties = map(torch.cuda.get_device_properties, range(torch.cuda.device_count() if usable else 0))
     return [(found.name, found.total_memory / GB) for found in properties]
 
 
@@ -54,10 +50,8 @@ def describe_machine(folder: Path) -> float:
     try:
         with Sandbox(workers=1) as box:
             missing = [line for line in box.protection.values() if line.startswith("NOT ACTIVE")]
-            say(
-                "sandbox",
-                "; ".join(missing) or "every layer is active (python sandbox.py --check tests them)",
-            )
+            all_there = "every layer is active (python sandbox.py --check tests them)"
+            say("sandbox", "; ".join(missing) or all_there)
     except SandboxError as error:
         say("sandbox", f"NOT USABLE: {error}")
     for name in OVERRIDES:
@@ -90,10 +84,8 @@ def fit(model: str, found: list[tuple[str, float]], memory: float):
         for recompute in (False, True):
             needed = peak(config, count, precision, recompute)["Total"] / GB
             if needed < room:
-                flags = f"--precision {precision} --recompute {'on' if recompute else 'off'}"
-                return say(
-                    "train", f"{needed:.1f} GB on each of {count}: {launch} train.py --model {model} {flags}"
-                )
+                flags = f"--model {model} --precision {precision} --recompute {'on' if recompute else 'off'}"
+                return say("train", f"{needed:.1f} GB on each of {count}: {launch} train.py {flags}")
     say("train", f"DOES NOT FIT: {needed:.0f} GB on each of {count}, even with bf16 and recomputation")
 
 

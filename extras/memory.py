@@ -1,6 +1,7 @@
 """How much memory training takes on each GPU, known before a GPU is there.
 
-    python selfcodealign.py memory [--model MODEL] [--gpus 1 2 4 8] [--pack-tokens 4096]
+    python selfcodealign.py doctor --model MODEL      says with what settings a model fits
+    python tests/bench_memory.py                      the table in docs/gpu-node.md
 
 The parts of train.py are built from a model's config alone, as tensors without contents, and take one step,
 while torch's own trackers count what each GPU would hold at its peak. Counted: weights, gradients, the low
@@ -8,9 +9,7 @@ halves of `mixed`, the optimizer's means, activations, temporary tensors, and wh
 counted: CUDA's context (about 0.5 GB a GPU), NCCL's buffers, what the allocator loses between blocks.
 """
 
-import argparse
 import contextlib
-import warnings
 
 import torch
 import torch.distributed as dist
@@ -23,28 +22,6 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 import train
 
 EXAMPLE_TOKENS, PROMPT_TOKENS = 512, 128
-CONFIGS = {  # the shapes that decide on memory, from the models' own config.json
-    "StarCoder2-3B": ("starcoder2", 3072, 12288, 30, 24, 2, 49152),
-    "Qwen2.5-Coder-7B": ("qwen2", 3584, 18944, 28, 28, 4, 152064),
-    "StarCoder2-15B": ("starcoder2", 6144, 24576, 40, 48, 4, 49152),
-    "DeepSeek-Coder-33B": ("llama", 7168, 19200, 62, 56, 8, 32256),
-}
-
-
-def config_of(name: str):
-    from transformers import AutoConfig
-
-    kind, hidden, mlp, layers, heads, key_heads, vocabulary = CONFIGS[name]
-    return AutoConfig.for_model(
-        kind,
-        hidden_size=hidden,
-        intermediate_size=mlp,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=key_heads,
-        vocab_size=vocabulary,
-        tie_word_embeddings=False,
-    )
 
 
 class Attention(torch.autograd.Function):
@@ -79,9 +56,8 @@ def peak(
     dist.init_process_group("fake", rank=0, world_size=gpus, store=FakeStore())
     train.WORLD = gpus
     try:
-        mesh = init_device_mesh(
-            "cpu", (gpus,)
-        )  # real tensors, which the fake mode refuses to mix with its own
+        # Made of real tensors, which the fake mode refuses to mix with its own
+        mesh = init_device_mesh("cpu", (gpus,))
         with FakeTensorMode():
             model = train.build(options, "cpu")
             if recompute:
@@ -105,31 +81,3 @@ def step_peak(learner, precision: str, pack_tokens: int) -> dict[str, int]:
         learner(pack).backward()
         train.optimize(weights, states, 1, 1e-5)
     return next(iter(tracker.get_tracker_snapshot("peak").values()))
-
-
-def main(words: list[str]):
-    parser = argparse.ArgumentParser("selfcodealign.py memory", description=__doc__.partition("\n")[0])
-    parser.add_argument("--model", help="a checkpoint folder or hub id, of which only the config is read")
-    parser.add_argument("--gpus", type=int, nargs="+", default=[1, 2, 4, 8])
-    parser.add_argument("--pack-tokens", type=int, default=4096)
-    arguments = parser.parse_args(words)
-    warnings.filterwarnings("ignore")
-    if arguments.model:
-        from transformers import AutoConfig
-
-        configs = {arguments.model: AutoConfig.from_pretrained(arguments.model)}
-    else:
-        configs = {name: config_of(name) for name in CONFIGS}
-    print("GiB on each GPU, activations kept / computed again; a GPU of 80 GB has 79 GiB\n")
-    print(f"| model | precision | {' | '.join(f'{gpus} GPU' for gpus in arguments.gpus)} |")
-    print(f"|---|---|{'---|' * len(arguments.gpus)}")
-    for name, config in configs.items():
-        for precision in ("bf16", "mixed"):
-            cells = []
-            for gpus in arguments.gpus:
-                totals = [
-                    peak(config, gpus, precision, recompute, pack_tokens=arguments.pack_tokens)["Total"]
-                    for recompute in (False, True)
-                ]
-                cells.append(" / ".join(f"{total / 2**30:.0f}" for total in totals))
-            print(f"| {name} | {precision} | {' | '.join(cells)} |", flush=True)

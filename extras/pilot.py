@@ -41,9 +41,8 @@ def pilot(folder: Path, given: dict, engine_options: dict, full: int) -> int:
 def main(words: list[str]):
     parser = argparse.ArgumentParser("selfcodealign.py pilot", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="the folder of both runs")
-    parser.add_argument(
-        "--full", type=method.positive(int), default=10_000, help="seeds of the run to project to"
-    )
+    number = {"type": method.positive(int), "default": 10_000}
+    parser.add_argument("--full", help="seeds of the run to project to", **number)
     method.add_settings(parser)
     method.add_engine_options(parser)
     arguments = parser.parse_args(words)

@@ -20,7 +20,7 @@ from collections.abc import Hashable, Iterable, Iterator
 from typing import NamedTuple
 
 import selfcodealign
-from parts.code import is_assertion, is_main_block, program, python_code, runnable_code
+from parts.code import is_main_block, program, python_code, runnable_code
 from parts.folder import parse_folder
 from parts.rows import Appender, digest, progress, read_rows, row_id, write_atomically
 from sandbox import Sandbox, SandboxError
@@ -83,10 +83,8 @@ def changes(node: ast.AST) -> list[ast.AST]:
 
     match node:
         case ast.Compare():
-            return [
-                but(ops=[*node.ops[:n], OTHER_OPERATOR[type(op)](), *node.ops[n + 1 :]])
-                for n, op in enumerate(node.ops)
-            ]
+            others = [OTHER_OPERATOR[type(op)]() for op in node.ops]
+            return [but(ops=[*node.ops[:n], op, *node.ops[n + 1 :]]) for n, op in enumerate(others)]
         case ast.BinOp() | ast.BoolOp() if type(node.op) in OTHER_OPERATOR:
             return [but(op=OTHER_OPERATOR[type(node.op)]())]
         case ast.AugAssign() if type(node.op) in OTHER_OPERATOR:
@@ -122,10 +120,8 @@ def mutation_score(
     sandbox: Sandbox, examples: Iterable[tuple[Hashable, str, str]], limit: int = MUTANTS
 ) -> Iterator[tuple[Hashable, Score]]:
     """For each (key, code, tests): the key and how many mutants of the code its tests kill."""
-    groups = (
-        (key, [program(version, tests) for version in (code, *mutants(code, limit))])
-        for key, code, tests in examples
-    )
+    versions = ((key, [code, *mutants(code, limit)], tests) for key, code, tests in examples)
+    groups = ((key, [program(code, tests) for code in codes]) for key, codes, tests in versions)
     for key, outcomes in outcomes_of(sandbox, groups):
         of_code, *verdicts = outcomes.values()
         errors = [of_code, *verdicts].count("error")
@@ -152,17 +148,16 @@ def outcomes_of(
             yield key, waiting.pop(key)
 
 
-def weakly_tested(run, origins, response_ids: list[str]) -> set[str]:
-    """The responses whose tests kill less than --min-killed of their code's mutants. Those without a mutant
-    are among them, and those that take longer than TIMEOUT: nothing shows what their tests test.
+def weakly_tested(run, origins, response_ids: list[str]) -> dict[str, dict]:
+    """{response id: its reject} of those whose tests kill less than --min-killed of their code's mutants.
+    Those without a mutant are among them, and those that take longer than TIMEOUT: nothing shows what their
+    tests test.
 
     Scores are kept in mutants.jsonl. Raises SandboxError where the sandbox gives no verdict.
     """
     least = run.settings.min_killed
-    with (
-        Appender(run.path("mutants")) as file,
-        Sandbox(run.settings.workers, TIMEOUT, run.settings.memory_mb) as sandbox,
-    ):
+    limits = run.settings.workers, TIMEOUT, run.settings.memory_mb
+    with Appender(run.path("mutants")) as file, Sandbox(*limits) as sandbox:
         waiting = [one for one in response_ids if row_id("mutants", one) not in file.ids]
         examples = ((one, *parts_of(origins.responses[one])) for one in waiting)
         scores = mutation_score(sandbox, examples)
@@ -174,16 +169,8 @@ def weakly_tested(run, origins, response_ids: list[str]) -> set[str]:
     if missing := len(set(response_ids) - scores.keys()):
         raise SandboxError(f"mutants of {missing} responses got no verdict; the same command tries again")
     found = ((one, scores[one]) for one in response_ids)
-    return {one for one, row in found if not row["mutants"] or row["killed"] < least * row["mutants"]}
-
-
-def count_asserts(tests: str) -> tuple[int, int]:
-    """(asserts, different asserts) in the text of the tests, unittest's methods included."""
-    asserts = list(filter(is_assertion, ast.walk(ast.parse(tests))))
-    try:
-        return len(asserts), len(set(map(ast.unparse, asserts)))
-    except (RecursionError, ValueError):  # cannot be written again: as they stand
-        return len(asserts), len({ast.get_source_segment(tests, node) for node in asserts})
+    weak = (one for one, row in found if not row["mutants"] or row["killed"] < least * row["mutants"])
+    return dict.fromkeys(weak, {"reject": "weak_tests"})
 
 
 # -------------------------------------------------------------------------------------------------- agreement
@@ -197,15 +184,11 @@ def agreement(
 
     Samples are (code, tests). None where the sandbox gives no verdict.
     """
-    waiting = {}
-
-    def programs() -> Iterator[tuple[Hashable, list[str]]]:
-        for key, samples in groups:
-            waiting[key] = samples
-            yield key, [program(code, tests) for code, _ in samples for _, tests in samples]
-
-    for key, outcomes in outcomes_of(sandbox, programs()):
-        samples = waiting.pop(key)
+    crossed = (
+        ((key, tuple(samples)), [program(code, tests) for code, _ in samples for _, tests in samples])
+        for key, samples in groups
+    )
+    for (key, samples), outcomes in outcomes_of(sandbox, crossed):
         passed = {text: None if found == "error" else found == "passed" for text, found in outcomes.items()}
         yield key, [[passed[program(code, tests)] for _, tests in samples] for code, _ in samples]
 
@@ -216,14 +199,6 @@ def agreement(
 def parts_of(row: dict) -> tuple[str, str]:
     """(code, tests) of a response or an example."""
     return runnable_code(row["response"]), python_code(row["tests"])
-
-
-def siblings(response_ids: Iterable[str], origins) -> dict[str, list[str]]:
-    """{task id: those of the responses that answer it, sorted}, of tasks with several."""
-    ids_of = collections.defaultdict(list)
-    for response_id in sorted(response_ids):
-        ids_of[origins.task(origins.responses[response_id])["id"]].append(response_id)
-    return {task_id: ids for task_id, ids in ids_of.items() if len(ids) > 1}
 
 
 def measure(run):
@@ -237,39 +212,30 @@ def measure(run):
 
 
 def measure_tests(sandbox: Sandbox, run) -> dict:
-    drawn = heapq.nsmallest(
-        EXAMPLES, read_rows(run.path("sft")), key=lambda row: digest("quality", row["id"])
-    )
+    place = lambda row: digest("quality", row["id"])
+    drawn = heapq.nsmallest(EXAMPLES, read_rows(run.path("sft")), key=place)
     examples = [(row["id"], *parts_of(row)) for row in drawn if row["tests"]]
-    asserts = [count_asserts(tests) for _, _, tests in examples]
     bar = progress(mutation_score(sandbox, examples), total=len(examples), desc="quality", unit="example")
-    scores = [score for _, score in bar]
-    return {
-        "examples": len(examples),
-        "asserts": sum(count for count, _ in asserts),
-        "different_asserts": sum(different for _, different in asserts),
-        "mutants": sum(score.mutants for score in scores),
-        "killed": sum(score.killed for score in scores),
-    }
+    counts = [(score.mutants, score.killed) for _, score in bar]
+    mutants, killed = map(sum, zip(*counts)) if counts else (0, 0)
+    return {"examples": len(examples), "mutants": mutants, "killed": killed}
 
 
 def measure_agreement(sandbox: Sandbox, run) -> dict:
     origins = selfcodealign.Origins(run.folder, run.stages)
-    ids_of = siblings((row["response_id"] for row in run.kept("executions")), origins)
-    drawn = heapq.nsmallest(INSTRUCTIONS, ids_of, key=lambda task_id: digest("agreement", task_id))
-    samples = (
-        (task_id, [parts_of(origins.responses[name]) for name in ids_of[task_id]]) for task_id in drawn
-    )
+    ids_of = collections.defaultdict(list)  # {task id: the passing responses to it}
+    for name in sorted(row["response_id"] for row in run.kept("executions")):
+        ids_of[origins.task(origins.responses[name])["id"]].append(name)
+    several = (task_id for task_id, ids in ids_of.items() if len(ids) > 1)
+    drawn = heapq.nsmallest(INSTRUCTIONS, several, key=lambda task_id: digest("agreement", task_id))
+    samples = ((one, [parts_of(origins.responses[name]) for name in ids_of[one]]) for one in drawn)
     verdicts = []
     bar = progress(agreement(sandbox, samples), total=len(drawn), desc="agreement", unit="instruction")
     for _, matrix in bar:
         verdicts += [passed for i, row in enumerate(matrix) for j, passed in enumerate(row) if i != j]
     known = [passed for passed in verdicts if passed is not None]
-    return {
-        "instructions": len(drawn),  # with several passing samples
-        "pairs": len(known),  # of a passing sample's code and the tests of another one
-        "agreeing": sum(known),  # the code passes them
-    }
+    # pairs: of a passing sample's code and the tests of another one, which agreeing code passes
+    return {"instructions": len(drawn), "pairs": len(known), "agreeing": sum(known)}
 
 
 def main(words: list[str]):

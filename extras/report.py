@@ -1,15 +1,15 @@
-"""The report of a run: its counts in funnel.json, and report.html, a page that needs no network.
+"""The report of a run: its counts in funnel.json, and report.html; pages of eval.py's comparisons, too.
 
     python selfcodealign.py report --out runs/first      every command that runs a stage does this at its end
+    python selfcodealign.py report --out DIR             compare.html and table.html, where DIR has the .json
 
-`write_report` counts the rows, reads them once more for what only the page shows, and writes both files.
-`advice` says what to improve first, `projection` what a larger run would give.
+Pages need no network. `write_report` counts the rows, reads them once more for what only the page shows, and
+writes both files. `advice` says what to improve first, `projection` what a larger run would give.
 """
 
 import collections
 import contextlib
 import json
-import re
 import subprocess
 import sys
 import threading
@@ -17,33 +17,30 @@ import time
 from pathlib import Path
 
 import jinja2
-from scipy.stats import binomtest
 
 from parts.folder import parse_folder, read_config
-from parts.rows import read_object, read_rows, whole, write_atomically
+from parts.rows import BadInput, read_object, read_rows, whole, write_atomically
+from parts.statistics import wilson
 from selfcodealign import Stage, funnel, stages_of, table
 
-LEAVES_LAYOUT = "the model leaves the layout: `pilot` compares both; or more --shots"
-DISAGREE = "code and tests disagree: easier tasks (--difficulties), a lower --temperature, or more --samples"
-REPEATED = "tasks repeat one another: more and more varied seeds, more --decks"
+REPEATED = (
+    "same_instruction same_function_names same_class_names near_duplicate_instruction near_duplicate_code"
+)
 HINTS = {  # reject: what a user can do about it
     "length": "outputs run into --max-tokens: raise it, or give shorter few-shot examples",
     "prompt_too_long": "prompts do not fit the context: fewer --shots",
     "not_a_list_of_concepts": "read a few below; more --shots, or examples closer to your code",
     "not_a_task": "read a few below, and give more --shots",
-    "no_response_tests_boundary": LEAVES_LAYOUT,
-    "no_code_block": LEAVES_LAYOUT,
+    "no_response_tests_boundary": "the model leaves the layout: `pilot` compares both; or more --shots",
+    "no_code_block": "the model leaves the layout: `pilot` compares both; or more --shots",
     "tests_assert_nothing": "tests are never called: examples with plain assertions, more --shots",
     "syntax_error": "code breaks off or is no Python: a lower --temperature, or a stronger model",
-    "failed": DISAGREE,
+    "failed": "code and tests disagree: easier --difficulties, a lower --temperature, or more --samples",
     "timeout": "programs do not end: read a few below, and raise --timeout if they are right but slow",
     "insufficient_docstring": "docstrings are too thin: a better documented source, or a lower --judge",
-    "same_instruction": REPEATED,
-    "same_function_names": REPEATED,
-    "same_class_names": REPEATED,
-    "near_duplicate_instruction": REPEATED,
-    "near_duplicate_code": REPEATED,
+    **dict.fromkeys(REPEATED.split(), "tasks repeat: more and more varied seeds, more --decks"),
 }
+COMPARED = ("compare.json", "table.json")  # of eval.py
 SECONDS_BETWEEN = 60  # between two reports of a run that goes on; more where a report takes long
 WEAK_TESTS = 0.6  # tests that notice a smaller share of the mistakes in the code are weak
 
@@ -97,7 +94,12 @@ def live(run):
 
 
 def main(words: list[str]):
-    show(parse_folder("report", "of a finished run, or one that goes on", words))
+    does = "of a run, finished or not, or pages of what eval.py --compare or --table wrote"
+    folder = parse_folder("report", does, words, ("config.json", *COMPARED))
+    for file in filter(Path.is_file, map(folder.joinpath, COMPARED)):
+        write_comparison(file)
+    if (folder / "config.json").exists():
+        show(folder)
 
 
 def advice(counts: dict) -> list[str]:
@@ -150,6 +152,7 @@ def projection(counts: dict, seeds: int) -> str:
     """What a run of `seeds` kept seeds would give if it went on like this one: rows, shares with their 95 %
     intervals, tokens and hours, as text."""
     scale = seeds / max(1, counts["stages"][0]["kept"])
+    interval = lambda k, n: "{:.1%} to {:.1%}".format(*wilson(k, n)) if n else "-"
     line = "{:<13}{:>12}{:>12}{:>8}{:>18}{:>14}{:>8}".format
     lines = [line("stage", "in", "kept", "share", "95 % interval", "new tokens", "hours")]
     for stage in counts["stages"]:
@@ -167,38 +170,13 @@ def projection(counts: dict, seeds: int) -> str:
     return "\n".join(lines)
 
 
-def interval(k: int, n: int) -> str:
-    return "{:.1%} to {:.1%}".format(*wilson(k, n)) if n else "-"
-
-
-def wilson(k: int, n: int) -> tuple[float, float]:
-    """The 95 % Wilson interval of the share k of n > 0."""
-    found = binomtest(k, n).proportion_ci(method="wilson")
-    return found.low, found.high
-
-
 # --------------------------------------------------------------------------------------------------- the page
 
 EXAMPLES_PER_REASON = 3
 FINAL_EXAMPLES = 10
 COMMON_CONCEPTS = 45
-COLUMNS = 40  # of a histogram, at most
 SHOWN_ELSEWHERE = ("seconds", "sandbox", "decontamination")
 CLIP = 1500  # characters of a text on the page; the stage's file has it whole
-
-
-def assertions(row: dict) -> int:
-    return len(re.findall(r"^\s*(?:assert\b|self\.assert)", row["tests"], re.MULTILINE))
-
-
-LENGTHS = {  # title of a histogram: the file whose kept rows are measured, and how
-    "lines per seed": ("seeds", lambda row: row["code"].count("\n") + 1),
-    "words per instruction": ("instructions", lambda row: len(row["instruction"].split())),
-    "tokens per sample": ("responses", lambda row: row.get("tokens", 0)),
-    "assertions per sample": ("responses", assertions),
-    "words per final response": ("sft", lambda row: len(row["response"].split())),
-    "assertions per final example": ("sft", assertions),
-}
 
 
 class Details:
@@ -211,7 +189,6 @@ class Details:
         self.rejected = collections.defaultdict(list)  # {(stage, reason): the first rows}
         self.origins = {}  # {id: row}: what these were made from
         self.final_by_task = collections.Counter()  # {(category, difficulty): final examples}
-        self.lengths = {title: collections.Counter() for title in LENGTHS}
         self.concepts = collections.Counter()
         self.final = []
         for stage in ("sft", *reversed(stages)):
@@ -224,9 +201,6 @@ class Details:
                     self.keep_example(stage, stages[stage], row)
                 if stage == "concepts":
                     self.concepts.update(row.get("concepts", ()))
-                for title, (measured, length) in LENGTHS.items():
-                    if measured == stage and "reject" not in row:
-                        self.lengths[title][length(row)] += 1
 
     def keep_example(self, stage: str, table_row: Stage, row: dict):
         """Keep the row if it is among the first rejected for its reason, or what such a row was made from."""
@@ -249,16 +223,6 @@ class Details:
         return [*(self.with_origins(origin) if origin else ()), row]
 
 
-def histogram(counts: collections.Counter) -> dict:
-    """Of {length: number} the column heights from 0 to 1; the longest thousandth is left out."""
-    lengths = sorted(counts.elements())
-    median, longest = lengths[len(lengths) // 2], lengths[int(0.999 * len(lengths))]
-    width = longest // COLUMNS + 1
-    columns = collections.Counter(length // width for length in lengths if length <= longest)
-    heights = [columns[n] / max(columns.values()) for n in range(longest // width + 1)]
-    return {"heights": heights, "median": median, "middle": median // width, "longest": longest}
-
-
 def render(folder: Path, counts: dict, config: dict) -> str:
     """The page as HTML, in which every text of the run is escaped."""
     details = Details(folder, stages_of(config))
@@ -269,10 +233,7 @@ def render(folder: Path, counts: dict, config: dict) -> str:
     settings = {key: value for key, value in config.items() if key not in SHOWN_ELSEWHERE}
     versions = config.get("versions", {}).items()
     settings["versions"] = ", ".join(f"{name} {number}" for name, number in versions if number)
-    pages = jinja2.FileSystemLoader(Path(__file__).parent / "pages")
-    environment = jinja2.Environment(loader=pages, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"clip": clip, "clock": clock, "number": "{:,}".format}
-    return environment.get_template("report.html").render(
+    return page("report.html").render(
         name=folder.resolve().name,
         written=time.strftime("%Y-%m-%d %H:%M:%S"),
         settings=settings,
@@ -287,7 +248,6 @@ def render(folder: Path, counts: dict, config: dict) -> str:
         passing=[(f"{n} of {samples}", passing.get(n, 0)) for n in range(samples + 1)],
         tasks=tasks,
         wilson=wilson,
-        histograms=[(title, histogram(lengths)) for title, lengths in details.lengths.items() if lengths],
         common=details.concepts.most_common(COMMON_CONCEPTS),
         details=details,
     )
@@ -296,3 +256,22 @@ def render(folder: Path, counts: dict, config: dict) -> str:
 def clip(value) -> str:
     text = ", ".join(value) if isinstance(value, list) else str(value)
     return text if len(text) <= CLIP else f"{text[:CLIP]}\n… {len(text) - CLIP:,} more characters"
+
+
+def page(name: str) -> jinja2.Template:
+    pages = jinja2.FileSystemLoader(Path(__file__).parent / "pages")
+    environment = jinja2.Environment(loader=pages, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"clip": clip, "clock": clock, "number": "{:,}".format}
+    return environment.get_template(name)
+
+
+def write_comparison(file: Path):
+    """Render compare.json or table.json as a page beside it. Raises BadInput."""
+    contents, made = read_object(file), file.with_suffix(".html")
+    contents.setdefault("runs", [contents])  # compare.json of one pair is that pair
+    try:
+        text = page(made.name).render(contents)
+    except (TypeError, jinja2.TemplateError) as error:
+        raise BadInput(f"{file} is not what eval.py writes: {error}") from None
+    write_atomically(made, whole(text))
+    print(f"page: {made}")

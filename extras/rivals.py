@@ -91,19 +91,22 @@ SNIPPET_LINES = 15
 LINES_PER_SNIPPET = 50
 
 
-def gather_snippets(run: Run):
-    """T10, T11: random snippets; neither type-checked nor judged."""
+def gather(read: Callable[[str, int], Iterator[dict]]) -> Callable[[Run], None]:
+    """Seeds that are neither type-checked nor judged: what `read` yields of the source."""
 
-    def candidates(on_disk: set[str]) -> Iterator[dict]:
-        found = method.ordered(run, snippets(run.settings.source, run.settings.seed))
-        return method.reject_known_texts(run, method.new_candidates(found, on_disk))
+    def make(run: Run):
+        def candidates(on_disk: set[str]) -> Iterator[dict]:
+            found = method.ordered(run, read(run.settings.source, run.settings.seed))
+            return method.reject_known_texts(run, method.new_candidates(found, on_disk))
 
-    method.keep_seeds(run, candidates)
+        method.keep_seeds(run, candidates)
+
+    return make
 
 
 def snippets(source: str, seed: int) -> Iterator[dict]:
-    """Yield random snippets of 1 to 15 lines as rows {where, code}, one for each 50 lines of a file, drawn
-    with the seed. Files that break their encoding are left out."""
+    """T10, T11: yield random snippets of 1 to 15 lines as rows {where, code}, one for each 50 lines of a
+    file, drawn with the seed. Files that break their encoding are left out."""
     for where, text in read_sources(source):
         try:
             text.encode()
@@ -147,23 +150,12 @@ def commit_task(row: dict) -> dict:
     return task | {"solution": commits.fenced(row["new_code"])}
 
 
-def read_given_tasks(source: str) -> Iterator[dict]:
-    rows = read_objects(Path(source), "instruction")
-    return ({"where": where, "code": whole(row["instruction"])} for where, row in rows)
-
-
-def gather_tasks(run: Run):
-    """Instead of seeds: the tasks of a file, those of a benchmark rejected."""
-
-    def candidates(on_disk: set[str]) -> Iterator[dict]:
-        for row in method.new_candidates(read_given_tasks(run.settings.source), on_disk):
-            if finding := run.decontaminator.contaminated_by(row["code"]):
-                row |= method.contaminated(finding)
-            elif not 0 < len(row["code"].split()) <= Filters.longest:
-                row["reject"] = "not_a_task" if not row["code"].strip() else "long_instruction"
-            yield row
-
-    method.keep_seeds(run, candidates)
+def given_tasks(source: str, seed: int = 0) -> Iterator[dict]:
+    """Yield the tasks of a file as rows {where, code}; what selection would leave out needs no answer."""
+    for where, row in read_objects(Path(source), "instruction"):
+        too_long = len(row["instruction"].split()) > Filters.longest
+        reason = "not_a_task" if not row["instruction"].strip() else "long_instruction" if too_long else None
+        yield {"where": where, "code": whole(row["instruction"])} | ({"reject": reason} if reason else {})
 
 
 def given_task(row: dict) -> dict:
@@ -208,12 +200,8 @@ def direct_prompt(deck: list[Example], fields: dict, concepts: dict, settings: a
     return few_shot_prompt("direct", shots, opening)
 
 
-def write_problems(run: Run):
-    """T11, OSS-Instruct: problem and solution at once, from a snippet."""
-    method.invent_instructions(run, split_problem)
-
-
 def oss_prompt(deck: list[Example], fields: dict, concepts: dict, settings: argparse.Namespace) -> str:
+    """T11, OSS-Instruct: problem and solution at once, from a snippet."""
     shots = [f"[Code]\n{e.code}\n\n[Problem]\n{e.instruction}\n\n[Solution]\n{e.response}" for e in deck]
     return few_shot_prompt("oss", shots, f"[Code]\n```python\n{concepts['code']}\n```\n\n[Problem]\n")
 
@@ -276,10 +264,6 @@ class CommitFilters(Filters):
         return {reason: int(digest(reason, text)[:16], 16) for reason, text in exact.items()}, {}
 
 
-def select_commits(run: Run):
-    select_matched(run, CommitFilters)
-
-
 def no_concepts(*fields: str) -> Stage:
     """No list of concepts for each seed, but the fields of it that the next stage needs."""
     pass_on = lambda seed: {"concepts": [], **{field: seed[field] for field in fields}}
@@ -288,23 +272,22 @@ def no_concepts(*fields: str) -> Stage:
 
 # ----------------------------------------------------------------------------------------------------- tables
 
-SNIPPETS = Stage(None, None, gather_snippets)
+WRITE_PROBLEMS = lambda run: method.invent_instructions(run, split_problem)
+CODE_ALONE = no_concepts("code")
+SNIPPETS = Stage(None, None, gather(snippets))
 SOLUTIONS = compute("responses", lambda task: {"response": task["solution"], "tests": ""})
 COPIED = {name: replace(METHOD[name], make=copy_rows(name)) for name in ("seeds", "concepts", "instructions")}
 MATCHED = METHOD | {"selection": replace(METHOD["selection"], make=select_matched)}
 UNTESTED = {"selection": Stage("responses", "response_id", select_matched)}
 TABLES = {
     "snippet-to-instruction": MATCHED
-    | {
-        "concepts": no_concepts("code"),
-        "instructions": replace(METHOD["instructions"], prompt=direct_prompt),
-    },
+    | {"concepts": CODE_ALONE, "instructions": replace(METHOD["instructions"], prompt=direct_prompt)},
     "random-snippets": MATCHED | {"seeds": SNIPPETS},
     "teacher": MATCHED | COPIED,
     "oss-instruct": {
         "seeds": SNIPPETS,
-        "concepts": no_concepts("code"),
-        "instructions": Stage("concepts", "concepts_id", write_problems, oss_prompt),
+        "concepts": CODE_ALONE,
+        "instructions": Stage("concepts", "concepts_id", WRITE_PROBLEMS, oss_prompt),
         "responses": Stage("instructions", "instruction_id", SOLUTIONS),
     }
     | UNTESTED,
@@ -322,19 +305,19 @@ TABLES = {
         "concepts": no_concepts("message", "code", "new_code"),
         "instructions": Stage("concepts", "concepts_id", compute("instructions", commit_task)),
         "responses": Stage("instructions", "instruction_id", SOLUTIONS),
-        "selection": Stage("responses", "response_id", select_commits),
+        "selection": Stage("responses", "response_id", lambda run: select_matched(run, CommitFilters)),
     },
     "given-tasks": MATCHED
     | {
-        "seeds": Stage(None, None, gather_tasks),
-        "concepts": no_concepts("code"),
+        "seeds": Stage(None, None, gather(given_tasks)),
+        "concepts": CODE_ALONE,
         "instructions": Stage("concepts", "concepts_id", compute("instructions", given_task)),
     },
 }
 NEED_INSTRUCTIONS = ("teacher", "evol-instruct")
 # Settings that belong to the run that wrote the instructions
 SHAPE_INSTRUCTIONS = ("source", "limit", "judge")
-OTHER_SOURCES = {"octopack": commits.read_commits, "given-tasks": read_given_tasks}  # than Python files
+OTHER_SOURCES = {"octopack": commits.read_commits, "given-tasks": given_tasks}  # than Python files
 
 
 def start(

@@ -7,7 +7,7 @@ import importlib.metadata
 import json
 import threading
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from parts.rows import BadInput, lock_folder, read_object, read_rows, write_atomically
@@ -56,12 +56,12 @@ def read_config(folder: Path) -> dict:
     return read_object(folder / "config.json")
 
 
-def parse_folder(command: str, does: str, words: list[str]) -> Path:
-    """The run folder of a command that takes --out and nothing else. Raises BadInput."""
+def parse_folder(command: str, does: str, words: list[str], holds: Sequence[str] = ("config.json",)) -> Path:
+    """The folder of a command that takes --out and nothing else; it has one of the files. Raises BadInput."""
     parser = argparse.ArgumentParser(f"selfcodealign.py {command}", description=does)
     parser.add_argument("--out", type=Path, required=True, help="the run folder")
     folder = parser.parse_args(words).out
-    if not (folder / "config.json").exists():
+    if not any((folder / name).exists() for name in holds):
         raise BadInput(f"{folder} is not a run folder: start with `run` or `seeds`")
     return folder
 

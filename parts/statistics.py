@@ -16,12 +16,18 @@ def summary(passing: Sequence[int], samples: int = 1) -> dict:
     tasks are what is drawn."""
     k, n = sum(passing), samples * len(passing)
     if samples == 1 or len(passing) == 1:
-        interval = list(binomtest(k, n).proportion_ci(method="wilson"))
+        interval = list(wilson(k, n))
     else:
         half = Z * np.std(passing, ddof=1) / samples / math.sqrt(len(passing))
         interval = [max(0.0, k / n - half), min(1.0, k / n + half)]
     larger = {f"pass@{size}": pass_at_k(passing, samples, size) for size in (5, 10, 100) if size <= samples}
     return {"k": k, "n": n, "pass@1": k / n, "interval": interval, **larger}
+
+
+def wilson(k: int, n: int) -> tuple[float, float]:
+    """The 95 % Wilson interval of the share k of n > 0."""
+    found = binomtest(k, n).proportion_ci(method="wilson")
+    return found.low, found.high
 
 
 def pass_at_k(passing: Sequence[int], samples: int, k: int) -> float:

@@ -20,7 +20,7 @@ from test_errors import refused
 
 import eval as ours
 from eval import check_folder, check_samples, fenced_block, load_tasks, read_samples
-from extras.comparison import write_pages
+from extras.report import main as report
 from parts.contamination import OVERRIDES, load_benchmark
 from parts.rows import BadInput, fingerprint
 from parts.scoring import prepare_process
@@ -369,7 +369,7 @@ def test_self_made_tasks_are_scored_by_their_own_tests(tmp_path, command):
     table = ["--table", tmp_path / "bad", tmp_path / "good", tmp_path / "good", "--out", tmp_path / "page"]
     done = command("eval.py", *table)
     assert "100.0 (4/4)" in done.stdout and "0.0 (0/4)" in done.stdout, done.stderr
-    write_pages(tmp_path / "page")
+    report(["--out", str(tmp_path / "page")])
     page = (tmp_path / "page" / "compare.html").read_text()
     assert "def add1(x)\n    input(" in page and "base tests: exited" in page
     assert "src=" not in page and "href=" not in page
@@ -379,7 +379,7 @@ def test_self_made_tasks_are_scored_by_their_own_tests(tmp_path, command):
     assert done.returncode == 0 and "B - A over 2 runs" in done.stdout, done.stderr
     pages = json.loads((tmp_path / "page" / "compare.json").read_text())
     assert len(pages["runs"]) == 2 and pages["pooled"]["suites"][0]["difference"] == 0.5
-    write_pages(tmp_path / "page")
+    report(["--out", str(tmp_path / "page")])
     assert "Mean of 2 runs" in (tmp_path / "page" / "compare.html").read_text()
     hand_made = tmp_path / "hand-made"
     hand_made.mkdir()

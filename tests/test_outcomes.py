@@ -213,7 +213,7 @@ def test_each_planted_bad_commit_is_rejected_with_its_reason(model, tmp_path):
     assert [row.get("reject") for row in read_rows(run.path("seeds"))] == [None, "message_length"]
     [example] = read_rows(run.path("sft"))
     assert all(example[key] == changed[key] for key in ("instruction", "response"))
-    with pytest.raises(BadInput, match="not a git repository"):
+    with pytest.raises(BadInput, match="No git repository was found"):
         rivals.start("octopack", tmp_path / "none", given | {"source": str(tmp_path)}, {}, None, None)
 
 

@@ -10,7 +10,7 @@ from collections import Counter
 import pytest
 
 import selfcodealign
-from extras.report import Details, advice, histogram, projection, under_way, write_report
+from extras.report import Details, advice, projection, under_way, write_report
 from parts.rows import BadInput, read_rows
 from selfcodealign import METHOD, funnel, table
 
@@ -161,23 +161,9 @@ def test_what_only_the_page_shows_is_what_was_counted_by_hand(planted):
     assert origins["timeout"] == ["t1", "r3", "e3"] and origins["not_chosen"] == ["t0", "r1", "x1"]
     assert origins["no_code_block"] == ["t2", "r4"] and origins["length"] == ["s3", "c3"]
     assert details.final_by_task == {("function", "easy"): 1}
-    assert list(details.lengths.values()) == [
-        {2: 4},
-        {9: 3},
-        {100: 1, 101: 1, 102: 1, 103: 1},
-        {2: 3, 5: 1},
-        {3: 1},
-        {1: 1},
-    ]
     assert details.concepts == {"lists": 3, "$\\frac{<b>&☃": 3} and [row["id"] for row in details.final] == [
         "f0"
     ]
-
-
-def test_a_histogram_has_few_columns_and_leaves_out_the_longest_thousandth():
-    drawn = histogram(Counter({1: 1000, 3: 500, 79: 600, 10**6: 1}))
-    assert drawn["heights"] == [1, 0.5] + [0] * 37 + [0.6]
-    assert (drawn["median"], drawn["middle"], drawn["longest"]) == (3, 1, 79)
 
 
 def test_advice_names_first_what_costs_most_examples_and_a_projection_is_to_scale():

@@ -19,7 +19,7 @@ HELDOUT=${HELDOUT-0} # share of tasks; with BENCHMARKS="humaneval mbpp self" the
 PROMPT=${PROMPT-auto}
 SOURCE=${SOURCE-$(python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')} # the installed packages
 # The settings of ./run.sh for the embedded model
-GENERATE=${GENERATE---limit 1400 --samples 4 --temperature 0.4 --max-tokens 256 --decks 4 --judge 0 --categories function
+GENERATE=${GENERATE---limit 1500 --samples 4 --temperature 0.4 --max-tokens 256 --decks 4 --judge 0 --categories function
     --difficulties easy --shots 4,4,5}
 TRAIN=${TRAIN---epochs 2 --batch-size 8 --lr 1e-4 --precision mixed --chat-template keep}
 EVALUATE=${EVALUATE---max-tokens 256}
@@ -44,7 +44,7 @@ done
 python eval.py --model "${models[@]}" --prompt "${prompts[@]}" --benchmark $BENCHMARKS --data "$OUT/heldout.jsonl" \
     --out "${folders[@]}" $EVALUATE
 python eval.py --table "${folders[@]}" --out "$OUT"
-python selfcodealign.py comparison --out "$OUT"
+python selfcodealign.py report --out "$OUT"
 # The planned comparisons: they were named before the run.
 python - "$OUT" "$TAG" $SEEDS <<'PYTHON' >"$OUT/plan$TAG.json"
 import json, sys
