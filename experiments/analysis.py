@@ -1,6 +1,6 @@
 """One analysis for all experiments: planned comparisons of groups of models, and the power to find a gain.
 
-    python experiments/analysis.py compare PLAN.json --out DIR    text, comparisons.json and comparisons.png
+    python experiments/analysis.py compare PLAN.json --out DIR    text, comparisons.json and .png, tasks.csv
     python experiments/analysis.py power DIR DIR ...              folders of eval.py, of models trained alike
 
 PLAN.json is written before the run: {"suite": "both+", "comparisons": [{"name": ..., "a": [DIR, ...], "b":
@@ -11,6 +11,7 @@ error, adjusted by Holm's method for the number of comparisons in the plan.
 """
 
 import argparse
+import csv
 import json
 import math
 import sys
@@ -90,6 +91,17 @@ def compare(plan: dict, out: Path):
     out.mkdir(parents=True, exist_ok=True)
     (out / "comparisons.json").write_text(json.dumps({"suite": plan["suite"], "comparisons": rows}, indent=1))
     plot(rows, plan["suite"], out / "comparisons.png")
+    write_tasks(plan, out / "tasks.csv")
+
+
+def write_tasks(plan: dict, file: Path):
+    """Of every model of the plan the share of passing samples, task by task."""
+    folders = dict.fromkeys(folder for row in plan["comparisons"] for folder in (*row["a"], *row["b"]))
+    found, tasks = matrix(list(folders), plan["suite"])
+    with file.open("w", newline="") as opened:
+        table = csv.writer(opened)
+        table.writerow(["task", *(Path(folder).name for folder in folders)])
+        table.writerows([task, *(f"{share:.3g}" for share in shares)] for task, shares in zip(tasks, found.T))
 
 
 def plot(rows: list[dict], suite: str, image: Path):

@@ -48,4 +48,6 @@ def test_a_plan_gives_its_comparisons_and_another_set_of_tasks_is_refused(tmp_pa
         assert done.returncode == status, done.stderr
     [row] = json.loads((tmp_path / "out" / "comparisons.json").read_text())["comparisons"]
     assert row["difference"] == pytest.approx(0.5 - 0.15) and (tmp_path / "out" / "comparisons.png").exists()
+    per_task = (tmp_path / "out" / "tasks.csv").read_text().splitlines()
+    assert per_task[:3] == ["task,a0,a1,b0", "mbpp+ T/0,1,1,1", "mbpp+ T/1,0,1,1"]
     assert done.stderr.count("\n") == 1 and "same tasks" in done.stderr

@@ -5,7 +5,6 @@ import json
 import re
 import shutil
 import subprocess
-from collections import Counter
 
 import pytest
 
