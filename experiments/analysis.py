@@ -23,11 +23,23 @@ DRAWS = 4000  # of the bootstrap
 SUITES = {"humaneval": "humaneval+", "mbpp": "mbpp+", "self": "self"}
 
 
+def results(folder: Path) -> list[dict]:
+    """What eval.py wrote to a folder, by benchmark."""
+    own = folder / "result.json"
+    files = [own] if own.is_file() else sorted(folder.glob("*/result.json"))
+    return [json.loads(file.read_text()) for file in files]
+
+
+def sampling(folder: str) -> set[tuple]:
+    return {
+        tuple(map(result.get, ("samples", "temperature", "max_tokens"))) for result in results(Path(folder))
+    }
+
+
 def shares(folder: Path, suite: str) -> dict[str, float]:
     """{task: share of its samples that pass} of a folder of eval.py's, in a suite. Raises ValueError."""
-    own, found = folder / "result.json", {}
-    for file in [own] if own.is_file() else sorted(folder.glob("*/result.json")):
-        result = json.loads(file.read_text())
+    found = {}
+    for result in results(folder):
         name = SUITES[result["benchmark"]]
         if name == suite or suite == "both+" and name != "self":
             kind, samples = "base" if name == "self" else "plus", result.get("passing_samples")
@@ -82,6 +94,8 @@ def compare(plan: dict, out: Path):
         (a, tasks_a), (b, tasks_b) = (matrix(planned[side], plan["suite"]) for side in "ab")
         if tasks_a != tasks_b:
             raise ValueError(f"{planned['name']}: A and B were not scored on the same tasks")
+        if len(set().union(*map(sampling, planned["a"] + planned["b"]))) > 1:
+            raise ValueError(f"{planned['name']}: answers were not sampled alike")
         rows.append({"name": planned["name"], "models": [len(a), len(b)], **compare_groups(a, b, random)})
     for row, p in zip(rows, holm([row["p"] for row in rows])):
         row["holm"] = p

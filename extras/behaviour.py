@@ -213,8 +213,7 @@ def try_all(code, tries, tables):
                 finally:
                     os._exit(0)
             os.waitpid(process, 0)
-        done = state[:].index(0) == next_one  # or the code cannot even be loaded
-        if done or time.monotonic() > deadline:
+        if state[:].index(0) == next_one or time.monotonic() > deadline:  # all done, or none can be loaded
             break
     solved = [number for number, mark in enumerate(state[:]) if mark == 2]
     missing = len(tries) - state[:].index(0)

@@ -7,6 +7,7 @@ run's own tokenizer; the list of verbs and of empty phrases is our own.
 
 import functools
 import re
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -29,7 +30,6 @@ VERBS = set(
     """.split()
 )
 EMPTY_PHRASES = r"initial commit|first commit|small fix|minor change|various fixes|work in progress"
-FILE_MODES = (0o100644, 0o100755)  # neither a link nor a submodule
 MARKS = r"\[(skip ci|ci skip)\]|^\s*[\[(][^\])]*[\])]|[\[(][^\])]*[\])]\s*$|^[\w()./-]+:\s"
 
 
@@ -50,7 +50,6 @@ def read_commits(source: str, seed: int = 0) -> Iterator[dict]:
 def read_repository(path: Path, seed: int) -> Iterator[dict]:
     # Read without git, which runs what the settings of a repository name, whoever wrote them
     from dulwich.diff_tree import tree_changes
-    from dulwich.errors import NotGitRepository
     from dulwich.repo import Repo
 
     try:
@@ -60,17 +59,19 @@ def read_repository(path: Path, seed: int) -> Iterator[dict]:
             commit, parents = store[name], repository.get_parents(name)
             trees = store[parents[0]].tree if parents else None, commit.tree
             changes = list(tree_changes(store, *trees)) if len(parents) < 2 else []
-            are_files = all(change.new and change.new.mode in FILE_MODES for change in changes)
+            are_files = all(change.new and stat.S_ISREG(change.new.mode) for change in changes)
+            encoding = (commit.encoding or b"utf-8").decode()
+            subject = re.split(r"\n\s*\n", text(commit.message or b"", encoding).strip())[0]
             yield {
                 "where": name.decode(),
-                "message": text(commit.message).strip().partition("\n\n")[0].replace("\n", " "),
+                "message": re.sub(r"\s*\n", " ", subject),
                 "parents": len(parents),
-                "author": text(commit.author).rpartition(" <")[0],
+                "author": text(commit.author, encoding).rpartition(" <")[0],
                 "files": [text(change.new.path) for change in changes] if are_files else [],
                 "texts": functools.partial(texts_of, store, changes),
             }
-    except (NotGitRepository, KeyError, ValueError) as error:  # or commits without their trees
-        raise BadInput(f"{path} is not a whole git repository: {error}") from None
+    except Exception as error:  # the library's have no class in common
+        raise BadInput(f"{path} is no git repository that can be read: {error!r}") from None
 
 
 def texts_of(store, changes: list) -> list[str]:
@@ -79,8 +80,8 @@ def texts_of(store, changes: list) -> list[str]:
     return [text(store[sha].data) if sha and sha in store else "" for sha in versions]
 
 
-def text(read: bytes) -> str:
-    return read.decode(errors="replace")
+def text(read: bytes, encoding: str = "utf-8") -> str:
+    return read.decode(encoding, errors="replace")
 
 
 def clean(message: str) -> str:

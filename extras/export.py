@@ -55,7 +55,7 @@ def export(
     if not rows:
         told = ", ".join(f"{number} {what}" for what, number in counts.items())
         raise BadInput(f"{run_folder} gives no rows: {told}")
-    file = "train.parquet" if format == "parquet" else "train.jsonl"
+    file, write = ("train.parquet", write_parquet) if format == "parquet" else ("train.jsonl", write_lines)
     made = counts | {"rows": len(rows)}
     description = card(run_folder, file, format, list(rows[0]), made, license)
     try:
@@ -72,24 +72,25 @@ def export(
 
 
 def read_examples(path: Path) -> Iterator[dict]:
-    """The rows of an sft.jsonl. Raises BadInput."""
+    """The rows of an sft.jsonl, as other formats can hold them (see `whole`). Raises BadInput."""
     for row in read_rows(path):
         if not isinstance(row.get("instruction"), str) or not isinstance(row.get("response"), str):
             raise BadInput(f"{path}: example {row['id']} has no text `instruction` and `response`")
-        yield row
+        yield json.loads(whole(json.dumps(row, ensure_ascii=False)))
 
 
-def write(rows: list[dict], path: Path):
-    """Half a surrogate pair, which a model or a source may write, becomes a question mark (see `whole`)."""
-    from datasets import Dataset, disable_progress_bars
-    from pyarrow import ArrowException
+def write_parquet(rows: list[dict], path: Path):
+    from pyarrow import ArrowException, Table, parquet
 
-    disable_progress_bars()
     try:
-        data = Dataset.from_list([json.loads(whole(json.dumps(row, ensure_ascii=False))) for row in rows])
+        parquet.write_table(Table.from_pylist(rows), path, row_group_size=1000, compression="zstd")
     except ArrowException as error:
         raise BadInput(f"the examples are not all of the same types: {error}") from None
-    data.to_parquet(path) if path.suffix == ".parquet" else data.to_json(path, force_ascii=False)
+
+
+def write_lines(rows: list[dict], path: Path):
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(whole(json.dumps(row, ensure_ascii=False)) + "\n" for row in rows)
 
 
 def messages(example: dict) -> dict:

@@ -221,7 +221,7 @@ def measure_tests(sandbox: Sandbox, run) -> dict:
     return {"examples": len(examples), "mutants": mutants, "killed": killed}
 
 
-def measure_agreement(sandbox: Sandbox, run) -> dict:
+def measure_agreement(sandbox: Sandbox, run) -> dict:  # of pairs: one sample's code and another one's tests
     origins = selfcodealign.Origins(run.folder, run.stages)
     ids_of = collections.defaultdict(list)  # {task id: the passing responses to it}
     for name in sorted(row["response_id"] for row in run.kept("executions")):
@@ -234,7 +234,6 @@ def measure_agreement(sandbox: Sandbox, run) -> dict:
     for _, matrix in bar:
         verdicts += [passed for i, row in enumerate(matrix) for j, passed in enumerate(row) if i != j]
     known = [passed for passed in verdicts if passed is not None]
-    # pairs: of a passing sample's code and the tests of another one, which agreeing code passes
     return {"instructions": len(drawn), "pairs": len(known), "agreeing": sum(known)}
 
 

@@ -96,10 +96,10 @@ def live(run):
 def main(words: list[str]):
     does = "of a run, finished or not, or pages of what eval.py --compare or --table wrote"
     folder = parse_folder("report", does, words, ("config.json", *COMPARED))
-    for file in filter(Path.is_file, map(folder.joinpath, COMPARED)):
-        write_comparison(file)
     if (folder / "config.json").exists():
         show(folder)
+    for file in filter(Path.is_file, map(folder.joinpath, COMPARED)):
+        write_comparison(file)
 
 
 def advice(counts: dict) -> list[str]:
@@ -268,10 +268,10 @@ def page(name: str) -> jinja2.Template:
 def write_comparison(file: Path):
     """Render compare.json or table.json as a page beside it. Raises BadInput."""
     contents, made = read_object(file), file.with_suffix(".html")
-    contents.setdefault("runs", [contents])  # compare.json of one pair is that pair
+    runs = contents.setdefault("runs", [contents])  # compare.json of one pair is that pair
     try:
-        text = page(made.name).render(contents)
-    except (TypeError, jinja2.TemplateError) as error:
+        text = page(made.name).render({"suites": runs[0]["suites"]} | contents)
+    except (KeyError, TypeError, jinja2.TemplateError) as error:
         raise BadInput(f"{file} is not what eval.py writes: {error}") from None
     write_atomically(made, whole(text))
     print(f"page: {made}")

@@ -91,22 +91,19 @@ SNIPPET_LINES = 15
 LINES_PER_SNIPPET = 50
 
 
-def gather(read: Callable[[str, int], Iterator[dict]]) -> Callable[[Run], None]:
-    """Seeds that are neither type-checked nor judged: what `read` yields of the source."""
+def gather_snippets(run: Run):
+    """T10, T11: random snippets; neither type-checked nor judged."""
 
-    def make(run: Run):
-        def candidates(on_disk: set[str]) -> Iterator[dict]:
-            found = method.ordered(run, read(run.settings.source, run.settings.seed))
-            return method.reject_known_texts(run, method.new_candidates(found, on_disk))
+    def candidates(on_disk: set[str]) -> Iterator[dict]:
+        found = method.ordered(run, snippets(run.settings.source, run.settings.seed))
+        return method.reject_known_texts(run, method.new_candidates(found, on_disk))
 
-        method.keep_seeds(run, candidates)
-
-    return make
+    method.keep_seeds(run, candidates)
 
 
 def snippets(source: str, seed: int) -> Iterator[dict]:
-    """T10, T11: yield random snippets of 1 to 15 lines as rows {where, code}, one for each 50 lines of a
-    file, drawn with the seed. Files that break their encoding are left out."""
+    """Yield random snippets of 1 to 15 lines as rows {where, code}, one for each 50 lines of a file, drawn
+    with the seed. Files that break their encoding are left out."""
     for where, text in read_sources(source):
         try:
             text.encode()
@@ -150,12 +147,15 @@ def commit_task(row: dict) -> dict:
     return task | {"solution": commits.fenced(row["new_code"])}
 
 
-def given_tasks(source: str, seed: int = 0) -> Iterator[dict]:
-    """Yield the tasks of a file as rows {where, code}; what selection would leave out needs no answer."""
+def given_tasks(source: str) -> Iterator[dict]:
     for where, row in read_objects(Path(source), "instruction"):
-        too_long = len(row["instruction"].split()) > Filters.longest
-        reason = "not_a_task" if not row["instruction"].strip() else "long_instruction" if too_long else None
-        yield {"where": where, "code": whole(row["instruction"])} | ({"reject": reason} if reason else {})
+        empty = {} if row["instruction"].strip() else {"reject": "not_a_task"}
+        yield {"where": where, "code": whole(row["instruction"])} | empty
+
+
+def gather_tasks(run: Run):
+    """Instead of seeds: the tasks of a file. As always, `selection` leaves out those of a benchmark."""
+    method.keep_seeds(run, lambda on_disk: method.new_candidates(given_tasks(run.settings.source), on_disk))
 
 
 def given_task(row: dict) -> dict:
@@ -274,7 +274,7 @@ def no_concepts(*fields: str) -> Stage:
 
 WRITE_PROBLEMS = lambda run: method.invent_instructions(run, split_problem)
 CODE_ALONE = no_concepts("code")
-SNIPPETS = Stage(None, None, gather(snippets))
+SNIPPETS = Stage(None, None, gather_snippets)
 SOLUTIONS = compute("responses", lambda task: {"response": task["solution"], "tests": ""})
 COPIED = {name: replace(METHOD[name], make=copy_rows(name)) for name in ("seeds", "concepts", "instructions")}
 MATCHED = METHOD | {"selection": replace(METHOD["selection"], make=select_matched)}
@@ -309,7 +309,7 @@ TABLES = {
     },
     "given-tasks": MATCHED
     | {
-        "seeds": Stage(None, None, gather(given_tasks)),
+        "seeds": Stage(None, None, gather_tasks),
         "concepts": CODE_ALONE,
         "instructions": Stage("concepts", "concepts_id", compute("instructions", given_task)),
     },

@@ -62,7 +62,7 @@ def parse_folder(command: str, does: str, words: list[str], holds: Sequence[str]
     parser.add_argument("--out", type=Path, required=True, help="the run folder")
     folder = parser.parse_args(words).out
     if not any((folder / name).exists() for name in holds):
-        raise BadInput(f"{folder} is not a run folder: start with `run` or `seeds`")
+        raise BadInput(f"{folder} is not a run folder, and has no {' or '.join(holds)}")
     return folder
 
 

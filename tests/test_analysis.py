@@ -41,13 +41,16 @@ def test_a_plan_gives_its_comparisons_and_another_set_of_tasks_is_refused(tmp_pa
     folder = lambda name: str(tmp_path / name)
     comparison = {"name": "b - a", "a": [folder("a0"), folder("a1")], "b": [folder("b0")]}
     command = [sys.executable, ROOT / "experiments" / "analysis.py", "compare", tmp_path / "plan.json"]
-    for b, status in (("b0", 0), ("other", 2)):
+    greedy = json.loads((tmp_path / "b0" / "result.json").read_text()) | {"samples": 1, "temperature": 0.0}
+    (tmp_path / "greedy").mkdir()
+    (tmp_path / "greedy" / "result.json").write_text(json.dumps(greedy))
+    for b, status, said in (("b0", 0, ""), ("greedy", 2, "not sampled alike"), ("other", 2, "same tasks")):
         plan = {"suite": "mbpp+", "comparisons": [comparison | {"b": [folder(b)]}]}
         (tmp_path / "plan.json").write_text(json.dumps(plan))
         done = subprocess.run([*command, "--out", tmp_path / "out"], capture_output=True, text=True)
-        assert done.returncode == status, done.stderr
+        assert done.returncode == status and said in done.stderr, done.stderr
     [row] = json.loads((tmp_path / "out" / "comparisons.json").read_text())["comparisons"]
     assert row["difference"] == pytest.approx(0.5 - 0.15) and (tmp_path / "out" / "comparisons.png").exists()
     per_task = (tmp_path / "out" / "tasks.csv").read_text().splitlines()
     assert per_task[:3] == ["task,a0,a1,b0", "mbpp+ T/0,1,1,1", "mbpp+ T/1,0,1,1"]
-    assert done.stderr.count("\n") == 1 and "same tasks" in done.stderr
+    assert done.stderr.count("\n") == 1

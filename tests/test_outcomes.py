@@ -14,7 +14,7 @@ from extras.reward import passes_tests
 from parts.code import program, python_code, runnable_code
 from parts.rows import BadInput, read_rows
 from sandbox import Sandbox
-from selfcodealign import execute, funnel, open_run, run_stages, select
+from selfcodealign import Filters, execute, funnel, open_run, run_stages, select
 
 RIGHT, OTHER_RIGHT = "def f{n}(x):\n    return x + {n}", "def f{n}(x):\n    return {n} + x"
 WRONG, CRASHING = "def f{n}(x):\n    return x - 1", "def f{n}(x):\n    return unknown"
@@ -224,8 +224,11 @@ def test_given_tasks_are_answered_as_they_are_but_for_those_of_a_benchmark(model
     given = {"model": model, "source": str(tmp_path / "tasks.jsonl")}
     run = rivals.start("given-tasks", tmp_path / "out", given, {}, None, None)
     run_stages(run, ["seeds", "concepts", "instructions"])
-    assert [row["instruction"] for row in read_rows(run.path("instructions"))] == [tasks[0], tasks[2]]
-    assert sum(row.get("reject", "").startswith("benchmark") for row in read_rows(run.path("seeds"))) == 1
+    instructions = [row["instruction"] for row in read_rows(run.path("instructions"))]
+    assert instructions == [tasks[0], copied, tasks[2], tasks[4]]
+    filters = Filters(run.decontaminator)
+    rejects = [filters(*filters.examine(task, words(9, 40))).get("reject") for task in instructions]
+    assert rejects[0] is None and rejects[1].startswith("benchmark") and rejects[3] == "long_instruction"
 
 
 def test_the_card_of_a_model_says_what_is_known_and_never_replaces_another(command, tmp_path):
