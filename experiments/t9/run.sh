@@ -3,7 +3,7 @@
 # (responses that pass, any, and that fail), several training seeds, every model scored on HumanEval+ and MBPP+ (and on held-out tasks, with HELDOUT and BENCHMARKS below).
 # No test is shown in an instruction, as some are in the paper's main run: the sets would differ in more than the choice of responses.
 #
-#   experiments/t9/run.sh                    the embedded model: an hour and a half on 2 quiet cores
+#   experiments/t9/run.sh                    the embedded model: an hour and a quarter on 2 cores
 #   OUT=runs/t9-1.5b MODEL=Qwen/Qwen2.5-Coder-1.5B PROMPT=completion GENERATE="--limit 2000" TRAIN= EVALUATE= experiments/t9/run.sh
 #
 # Given again, it goes on where it was. The scores are in OUT/table.html, the planned comparisons in OUT/analysis.
