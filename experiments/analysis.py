@@ -160,12 +160,13 @@ def power(folders: list[str], suite: str, trials: int):
     seen, _ = matrix(folders, suite)
     rates = (seen.sum(axis=0) + 0.5 * seen.mean()) / (len(seen) + 0.5)  # no task is always or never solved
     odds = np.log(rates / (1 - rates))
-    noise = seed_noise(seen, odds)
+    taken = max(samples or 1 for folder in folders for samples, *_ in sampling(folder))
+    noise = seed_noise(seen, odds, taken)
     told = f"{seen.shape[1]} tasks, {seen.mean():.1%} solved by {len(seen)} models"
     print(f"{told}; noise of a task's log odds {noise:.2f}")
     print(f"{'models a group':>15}{'samples':>9}{'smallest gain':>15}{'half an interval':>18}")
     for models in (1, 2, 3, 5):
-        for samples in (1, 5):
+        for samples in (1, 3, 5):
             random = np.random.default_rng(0)
             for gain in np.arange(0.005, 0.2, 0.0025):
                 found = [simulate(odds, gain, models, samples, noise, random) for _ in range(trials)]
@@ -175,15 +176,16 @@ def power(folders: list[str], suite: str, trials: int):
             print(f"{models:>15}{samples:>9}{100 * gain:>12.2f} pt{100 * half:>15.2f} pt", flush=True)
 
 
-def seed_noise(seen: np.ndarray, odds: np.ndarray) -> float:
-    """The noise at which simulated models disagree on a task as often as those that were seen."""
+def seed_noise(seen: np.ndarray, odds: np.ndarray, samples: int) -> float:
+    """The noise at which simulated models, scored with as many samples, disagree on a task as much as those
+    that were seen."""
     if len(seen) < 2:
         return 1.0
     random, disagreement = np.random.default_rng(0), seen.var(axis=0, ddof=1).mean()
 
     def distance(noise: float) -> float:
-        drawn = random.binomial(1, chance(odds + noise * random.standard_normal((200, len(odds)))))
-        return abs(drawn.var(axis=0).mean() - disagreement)
+        drawn = random.binomial(samples, chance(odds + noise * random.standard_normal((200, len(odds)))))
+        return abs((drawn / samples).var(axis=0).mean() - disagreement)
 
     return min(np.arange(0, 5, 0.25), key=distance)
 

@@ -217,7 +217,9 @@ def test_each_planted_bad_commit_is_rejected_with_its_reason(model, tmp_path):
         rivals.start("octopack", tmp_path / "none", given | {"source": str(tmp_path)}, {}, None, None)
 
 
-def test_given_tasks_are_taken_as_they_are_and_those_of_a_benchmark_left_out_in_the_end(model, benchmarks, tmp_path):
+def test_given_tasks_are_taken_as_they_are_and_those_of_a_benchmark_left_out_in_the_end(
+    model, benchmarks, tmp_path
+):
     copied = benchmarks["humaneval"]["HumanEval/10"]["prompt"]
     tasks = [words(1, 12), copied, words(2, 12), words(1, 12), words(3, 300), " "]
     (tmp_path / "tasks.jsonl").write_text("".join(json.dumps({"instruction": task}) + "\n" for task in tasks))
