@@ -10,9 +10,6 @@ import os
 import sys
 import warnings
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from extras.memory import peak
-
 CONFIGS = {  # the shapes that decide on memory, from the models' own config.json
     "StarCoder2-3B": ("starcoder2", 3072, 12288, 30, 24, 2, 49152),
     "Qwen2.5-Coder-7B": ("qwen2", 3584, 18944, 28, 28, 4, 152064),
@@ -21,10 +18,9 @@ CONFIGS = {  # the shapes that decide on memory, from the models' own config.jso
 }
 
 
-def config_of(name: str):
+def config_of(kind, hidden, mlp, layers, heads, key_heads, vocabulary, tied=False):
     from transformers import AutoConfig
 
-    kind, hidden, mlp, layers, heads, key_heads, vocabulary = CONFIGS[name]
     return AutoConfig.for_model(
         kind,
         hidden_size=hidden,
@@ -33,11 +29,14 @@ def config_of(name: str):
         num_attention_heads=heads,
         num_key_value_heads=key_heads,
         vocab_size=vocabulary,
-        tie_word_embeddings=False,
+        tie_word_embeddings=tied,
     )
 
 
 def main():
+    sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    from extras.memory import peak
+
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--model", help="a checkpoint folder or hub id, of which only the config is read")
     parser.add_argument("--gpus", type=int, nargs="+", default=[1, 2, 4, 8])
@@ -49,7 +48,7 @@ def main():
 
         configs = {arguments.model: AutoConfig.from_pretrained(arguments.model)}
     else:
-        configs = {name: config_of(name) for name in CONFIGS}
+        configs = {name: config_of(*CONFIGS[name]) for name in CONFIGS}
     print("GiB on each GPU, activations kept / computed again; a GPU of 80 GB has 79 GiB\n")
     print(f"| model | precision | {' | '.join(f'{gpus} GPU' for gpus in arguments.gpus)} |")
     print(f"|---|---|{'---|' * len(arguments.gpus)}")

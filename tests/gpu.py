@@ -19,29 +19,19 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
+import bench_memory
 import torch
 
 import train
 
 TINY = bool(os.environ.get("TINY"))
 STEPS = 6  # the first two are not timed: they compile
+SHAPES = {"7B": bench_memory.CONFIGS["Qwen2.5-Coder-7B"], "0.5B": ("qwen2", 896, 4864, 24, 14, 2, 8192)}
 
 
 def config_of(size: str):
-    from transformers import AutoConfig
-
-    shape = {"7B": (3584, 18944, 28, 28, 4, 152064), "0.5B": (896, 4864, 24, 14, 2, 8192)}[size]
-    hidden, mlp, layers, heads, key_heads, vocabulary = (256, 512, 2, 4, 2, 8192) if TINY else shape
-    return AutoConfig.for_model(
-        "qwen2",
-        hidden_size=hidden,
-        intermediate_size=mlp,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=key_heads,
-        vocab_size=vocabulary,
-        tie_word_embeddings=size != "7B",
-    )
+    shape = ("qwen2", 256, 512, 2, 4, 2, 8192) if TINY else SHAPES[size]
+    return bench_memory.config_of(*shape, tied=size != "7B")
 
 
 def speed(given) -> dict:

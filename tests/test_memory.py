@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from bench_memory import config_of
+from bench_memory import CONFIGS, config_of
 from conftest import ROOT
 
 from extras import memory
@@ -62,7 +62,7 @@ def test_the_predicted_peak_is_what_a_step_takes(precision, recompute, model):
 
 
 def test_gpus_share_weights_gradients_and_optimizer():
-    config = config_of("StarCoder2-3B")
+    config = config_of(*CONFIGS["StarCoder2-3B"])
     config.num_hidden_layers = 4
     weights = {gpus: memory.peak(config, gpus, "mixed", True, pack_tokens=512) for gpus in (1, 4)}
     assert weights[4]["Total"] < 0.6 * weights[1]["Total"]
@@ -76,7 +76,7 @@ def test_the_doctor_says_what_does_not_fit_and_what_cannot_be_used(command, mode
     assert done.returncode == 0 and "CANNOT USE THEM" in done.stdout and "train.py --model" in done.stdout
     large = tmp_path / "large"
     large.mkdir()
-    config = config_of("DeepSeek-Coder-33B")
+    config = config_of(*CONFIGS["DeepSeek-Coder-33B"])
     config.num_hidden_layers, config.hidden_size, config.intermediate_size = 2, 57344, 229376
     (large / "config.json").write_text(json.dumps(config.to_dict()))
     assert command("selfcodealign.py", "doctor", "--model", large).stdout.count("DOES NOT FIT") == 3
