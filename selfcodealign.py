@@ -754,10 +754,10 @@ def select(run: Run, filters: Filters | None = None, most: float = math.inf) -> 
     origins, filters = Origins(run.folder, run.stages), filters or Filters(run.decontaminator)
     response_ids = ordered_responses(run, origins)
     unwanted = outside_pass_rate(run, origins, response_ids)
-    offered = [response_id for response_id in response_ids if response_id not in unwanted]
     if run.settings.min_killed:
-        unwanted |= extra("quality").weakly_tested(run, origins, offered)
-        offered = [response_id for response_id in offered if response_id not in unwanted]
+        wanted = [response_id for response_id in response_ids if response_id not in unwanted]
+        unwanted |= extra("quality").weakly_tested(run, origins, wanted)
+    offered = [response_id for response_id in response_ids if response_id not in unwanted]
     verdicts, tried = choose(run, origins, offered, filters)
     run.save(decontamination="; ".join(filter(None, (run.decontaminator.coverage, tried))))
     return write_selection(run, origins, unwanted | verdicts, most)

@@ -33,6 +33,14 @@ def test_no_gain_is_found_where_there_is_none_and_a_large_one_always(monkeypatch
     assert np.mean(found(0.0)) < 0.08 and np.mean(found(0.15)) > 0.95
 
 
+def test_the_noise_of_trainings_is_found_again_from_three_samples_a_task():
+    random, odds = np.random.default_rng(3), np.full(2000, -1.0)
+    for noise in (0.0, 1.0):
+        chances = analysis.chance(odds + noise * random.standard_normal((9, 2000)))
+        seen = random.binomial(3, chances) / 3
+        assert analysis.seed_noise(seen, odds, 3) == pytest.approx(noise, abs=0.25)
+
+
 def test_a_plan_gives_its_comparisons_and_another_set_of_tasks_is_refused(tmp_path):
     for name, solved in {"a0": 1, "a1": 2, "b0": 5, "other": 5}.items():
         tasks = {f"T/{n}": {"base": True, "plus": n < solved} for n in range(10 + (name == "other"))}

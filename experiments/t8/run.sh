@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The paper's T8 in small: does a model learn more from its own data than from another model's, as many examples?
-# Both models have written data with experiments/t9/run.sh (generation is enough for the other one). The larger set is cut to the size of
+# LEARNER has been through experiments/t9/run.sh; of WRITER a run folder is enough. The larger set is cut to the size of
 # the smaller; where the model's own is whole, its trainings and scores are those of experiments/t9.
 #
 #   experiments/t8/run.sh                                         the embedded model, its own data and the 0.5B model's
