@@ -229,7 +229,8 @@ def test_given_tasks_are_taken_as_they_are_and_those_of_a_benchmark_left_out_in_
     instructions = [row["instruction"] for row in read_rows(run.path("instructions"))]
     assert instructions == [tasks[0], copied, tasks[2], tasks[4]]
     filters = Filters(run.decontaminator)
-    examined = (filters.examine(task, words(9 + n)) for n, task in enumerate(instructions))
+    answers = (fenced(f"def f{n}(x):\n    return '{words(9 + n, 30)}'") for n in range(4))
+    examined = map(filters.examine, instructions, answers)
     rejects = [filters(*example).get("reject") for example in examined]
     assert (
         rejects[0] is rejects[2] is None
