@@ -38,11 +38,12 @@ if ! cmp -s "$requirements" .venv/installed.txt; then
     fi
     echo "installing $requirements into .venv (a minute or more, 2.5 to 10 GB; log: .venv/install.log)"
     rm -rf .venv
+    begin=$SECONDS
     "$python" -m venv .venv
     touch .venv/installed.txt .venv/install.log
     if [ -t 2 ]; then # a line that shows that it goes on, until it is done or this shell is gone
         while [ ! -s .venv/installed.txt ] && kill -0 $$ 2>/dev/null; do
-            printf '\r\033[K%d s  %s' $SECONDS "$(tail -n 1 .venv/install.log | cut -c 1-100)" >&2
+            printf '\r\033[K%d s  %s' $((SECONDS - begin)) "$(tail -n 1 .venv/install.log | cut -c 1-100)" >&2
             sleep 1
         done &
     fi
@@ -50,6 +51,6 @@ if ! cmp -s "$requirements" .venv/installed.txt; then
         echo "installation failed: $(grep -iE '^ *(error|×)' .venv/install.log | tail -n 1) (log: $PWD/.venv/install.log)" >&2; exit 2
     }
     cp $requirements .venv/installed.txt
-    echo "installed in $SECONDS s"
+    echo "installed in $((SECONDS - begin)) s"
 fi
 export PATH="$PWD/.venv/bin:$PATH"

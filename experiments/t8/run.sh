@@ -14,20 +14,21 @@ source environment.sh
 LEARNER=${LEARNER-runs/t9} # a finished experiments/t9/run.sh
 WRITER=${WRITER-runs/t9-0.5b} # the run folder of another model
 LEARNER=${LEARNER%/} WRITER=${WRITER%/}
+OWN=${OWN-$LEARNER/sft.jsonl} OTHER=${OTHER-$WRITER/sft.jsonl} # the training sets
 OUT=${OUT-$LEARNER-on-$(basename "$WRITER")}
 SEEDS=${SEEDS-0 1 2} # of the training
 # As LEARNER was trained and scored
 TRAIN=${TRAIN---epochs 2 --batch-size 8 --lr 1e-4 --precision mixed --chat-template keep}
 EVALUATE=${EVALUATE---max-tokens 256 --samples 3 --temperature 0.8}
-for file in "$LEARNER/config.json" "$LEARNER/sft.jsonl" "$LEARNER/base" "$WRITER/sft.jsonl"; do
+for file in "$LEARNER/config.json" "$LEARNER/sft.jsonl" "$LEARNER/base" "$OWN" "$OTHER"; do
     [ -e "$file" ] || { echo "there is no $file: experiments/t9/run.sh makes it" >&2; exit 2; }
 done
 
 model=$(python -c 'import json, sys; print(json.load(open(sys.argv[1]))["model"])' "$LEARNER/config.json")
-size=$(cat <(wc -l <"$LEARNER/sft.jsonl") <(wc -l <"$WRITER/sft.jsonl") | sort -n | head -n 1)
+size=$(cat <(wc -l <"$OWN") <(wc -l <"$OTHER") | sort -n | head -n 1)
 mkdir -p "$OUT"
-head -n "$size" "$LEARNER/sft.jsonl" >"$OUT/own.jsonl" # examples stand in a drawn order
-head -n "$size" "$WRITER/sft.jsonl" >"$OUT/other.jsonl"
+head -n "$size" "$OWN" >"$OUT/own.jsonl" # examples stand in a drawn order
+head -n "$size" "$OTHER" >"$OUT/other.jsonl"
 models=() folders=() own=() other=()
 for seed in $SEEDS; do
     if cmp -s "$OUT/own.jsonl" "$LEARNER/sft.jsonl" && [ -d "$LEARNER/passing-$seed" ]; then
