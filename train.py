@@ -362,15 +362,35 @@ def join_halves(high, low):
 
 # Adafactor with an external rate: no relative step, no scaling by the weights (C.3). Three passes over the
 # rows that this GPU has of a weight; between them the GPUs add up their sums, for all weights at once.
+PIECE = 1 << 20  # numbers
+
+
+def pieces(weight, gradient, state: dict) -> list[tuple]:
+    """On a CPU a matrix is taken a few rows at a time: temporaries that leave its cache cost 7 times as much."""
+    if gradient.dim() != 2 or gradient.device.type != "cpu":
+        return [(weight, gradient, state)]
+    rows = max(1, PIECE // gradient.shape[1])
+    of_rows = {key: tensor.split(rows) for key, tensor in state.items() if key != "column"}
+    states = [{key: parts[n] for key, parts in of_rows.items()} for n in range(len(of_rows["row"]))]
+    return [
+        (*each, part | {"column": state["column"]})
+        for *each, part in zip(weight.split(rows), gradient.split(rows), states)
+    ]
+
+
 def update_moments(gradient, state: dict, fresh):
     """Update the second moments, with weight `fresh` = 1 - beta2; a matrix's columns wait for the sums of all
-    GPUs. Gives a matrix's sums over rows: of each column's squares (C) and, last, of the rows' moments."""
+    rows. Gives a matrix's sums over rows: of each column's squares (C) and, last, of the rows' moments."""
     square = gradient.float() ** 2 + 1e-30
     if gradient.dim() < 2:
         state["square"].mul_(1 - fresh).add_(square * fresh)
         return square.new_zeros(0)
     state["row"].mul_(1 - fresh).add_(square.mean(dim=-1) * fresh)
     return torch.cat([square.sum(dim=-2), state["row"].sum(dim=-1, keepdim=True)], dim=-1)
+
+
+def update_columns(state: dict, fresh, sums, rows: int):
+    state["column"].mul_(1 - fresh).add_(sums[..., :-1] / rows * fresh)
 
 
 def unclipped(gradient, state: dict, sums, rows: int):
@@ -380,10 +400,8 @@ def unclipped(gradient, state: dict, sums, rows: int):
     return row.unsqueeze(-1) * state["column"].rsqrt().unsqueeze(-2) * gradient.float()
 
 
-def update_norms(gradient, state: dict, fresh, sums, rows: int):
+def squared_norms(gradient, state: dict, sums, rows: int):
     """The sums of squares of the update and of the gradient."""
-    if gradient.dim() >= 2:
-        state["column"].mul_(1 - fresh).add_(sums[..., :-1] / rows * fresh)
     update = unclipped(gradient, state, sums, rows)
     return torch.stack([update.square().sum(), gradient.float().square().sum()])
 
@@ -421,27 +439,30 @@ def local(tensor):
 @torch.no_grad()
 def optimize(weights: dict, states: dict, step: int, rate: float, backend: str = "off") -> float:
     """One step, counted from 1, on every weight; uses up the gradients. Gives their common norm."""
-    gradients = [local(weight.grad) for weight in weights.values()]
-    parts = [{key: local(tensor) for key, tensor in states[name].items()} for name in weights]
+    parts = []
+    for name, weight in weights.items():
+        state = {key: local(tensor) for key, tensor in states[name].items()}
+        parts.append(pieces(local(weight), local(weight.grad), state))
     rows = [weight.shape[-2] if weight.dim() > 1 else 1 for weight in weights.values()]
     # As tensors, since a function is compiled anew for another number.
-    rate, fresh = (torch.tensor(value, device=gradients[0].device) for value in (rate, step**-0.8))
-    sums = [
-        compiled(update_moments, backend)(gradient, part, fresh) for gradient, part in zip(gradients, parts)
-    ]
+    rate, fresh = (torch.tensor(value, device=parts[0][0][1].device) for value in (rate, step**-0.8))
+    functions = (update_moments, update_columns, squared_norms, apply_update)
+    moments, columns, norm, apply = (compiled(function, backend) for function in functions)
+    sums = [sum(moments(gradient, state, fresh) for _, gradient, state in part) for part in parts]
     # Weights are split by their first dimension: with more than two, every matrix is whole on one GPU.
     add_over_gpus([total for total in sums if total.dim() == 1])
+    for part, total, row in zip(parts, sums, rows):
+        if "column" in part[0][2]:
+            columns(part[0][2], fresh, total, row)
     norms = [
-        compiled(update_norms, backend)(*each[:2], fresh, *each[2:])
-        for each in zip(gradients, parts, sums, rows)
+        sum(norm(gradient, state, total, row) for _, gradient, state in part)
+        for part, total, row in zip(parts, sums, rows)
     ]
     add_over_gpus(norms)
-    for weight, gradient, part, total, norm, row in zip(
-        weights.values(), gradients, parts, sums, norms, rows
-    ):
-        compiled(apply_update, backend)(
-            local(weight), gradient, part, rate, total, (norm[0] / weight.numel()).sqrt(), row
-        )
+    for weight, part, total, squares, row in zip(weights.values(), parts, sums, norms, rows):
+        size = (squares[0] / weight.numel()).sqrt()
+        for values, gradient, state in part:
+            apply(values, gradient, state, rate, total, size, row)
         weight.grad = None
     return torch.stack(norms)[:, 1].sum().sqrt().item()
 

@@ -10,6 +10,7 @@ counted: CUDA's context (about 0.5 GB a GPU), NCCL's buffers, what the allocator
 """
 
 import contextlib
+import sys
 
 import torch
 import torch.distributed as dist
@@ -54,7 +55,7 @@ def peak(
     dtype = torch.float32 if precision == "fp32" else torch.bfloat16
     options = {"config": config, "dtype": dtype, "attn_implementation": "counted"}
     dist.init_process_group("fake", rank=0, world_size=gpus, store=FakeStore())
-    train.WORLD = gpus
+    piece, train.WORLD, train.PIECE = train.PIECE, gpus, sys.maxsize  # a GPU takes a matrix whole
     try:
         # Made of real tensors, which the fake mode refuses to mix with its own
         mesh = init_device_mesh("cpu", (gpus,))
@@ -65,7 +66,7 @@ def peak(
             learner = train.shard(model, mesh, reshard) if gpus > 1 else train.Learner(model)
             return step_peak(learner.train(), precision, pack_tokens)
     finally:
-        train.WORLD = 1
+        train.WORLD, train.PIECE = 1, piece
         dist.destroy_process_group()
 
 

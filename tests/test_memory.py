@@ -17,6 +17,7 @@ import copy, sys, torch, train
 from transformers import AttentionInterface, AutoConfig
 precision, recompute = sys.argv[1], sys.argv[2] == "True"
 AttentionInterface.register("packed", train.packed_attention)
+train.PIECE = sys.maxsize  # as on a GPU
 
 def build(config):
     dtype = torch.float32 if precision == "fp32" else torch.bfloat16
