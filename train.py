@@ -366,7 +366,7 @@ PIECE = 1 << 20  # numbers
 
 
 def pieces(weight, gradient, state: dict) -> list[tuple]:
-    """On a CPU a matrix is taken a few rows at a time: temporaries that leave its cache cost 7 times as much."""
+    """On a CPU, a matrix in groups of a few rows: temporaries that leave its cache cost 7 times as much."""
     if gradient.dim() != 2 or gradient.device.type != "cpu":
         return [(weight, gradient, state)]
     rows = max(1, PIECE // gradient.shape[1])
