@@ -370,11 +370,9 @@ def pieces(weight, gradient, state: dict) -> list[tuple]:
     if gradient.dim() != 2 or gradient.device.type != "cpu":
         return [(weight, gradient, state)]
     rows = max(1, PIECE // gradient.shape[1])
-    of_rows = {key: tensor.split(rows) for key, tensor in state.items() if key != "column"}
-    states = [{key: parts[n] for key, parts in of_rows.items()} for n in range(len(of_rows["row"]))]
     return [
-        (*each, part | {"column": state["column"]})
-        for *each, part in zip(weight.split(rows), gradient.split(rows), states)
+        (weight[at], gradient[at], {key: state[key] if key == "column" else state[key][at] for key in state})
+        for at in (slice(first, first + rows) for first in range(0, max(1, len(gradient)), rows))
     ]
 
 
