@@ -17,12 +17,10 @@ LEARNER=${LEARNER%/} WRITER=${WRITER%/}
 OWN=${OWN-$LEARNER/sft.jsonl} OTHER=${OTHER-$WRITER/sft.jsonl} # the training sets
 OUT=${OUT-$LEARNER-on-$(basename "$WRITER")}
 SEEDS=${SEEDS-0 1 2} # of the training
-# As LEARNER was trained and scored
-TRAIN=${TRAIN---epochs 2 --batch-size 8 --lr 1e-4 --precision mixed --chat-template keep}
-EVALUATE=${EVALUATE---max-tokens 256 --samples 3 --temperature 0.8}
-for file in "$LEARNER/config.json" "$LEARNER/sft.jsonl" "$LEARNER/base" "$OWN" "$OTHER"; do
+for file in "$LEARNER/settings.sh" "$LEARNER/config.json" "$LEARNER/sft.jsonl" "$LEARNER/base" "$OWN" "$OTHER"; do
     [ -e "$file" ] || { echo "there is no $file: experiments/t9/run.sh makes it" >&2; exit 2; }
 done
+source "$LEARNER/settings.sh" # TRAIN and EVALUATE
 
 model=$(python -c 'import json, sys; print(json.load(open(sys.argv[1]))["model"])' "$LEARNER/config.json")
 size=$(cat <(wc -l <"$OWN") <(wc -l <"$OTHER") | sort -n | head -n 1)

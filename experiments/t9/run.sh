@@ -26,6 +26,8 @@ EVALUATE=${EVALUATE---max-tokens 256 --samples 3 --temperature 0.8}
 BENCHMARKS=${BENCHMARKS-humaneval mbpp}
 TAG=${TAG-}
 [ "$MODEL" != models/smollm2-135m ] || python extras/embedded.py "$MODEL"
+mkdir -p "$OUT"
+[ -n "$TAG" ] || declare -p TRAIN EVALUATE >"$OUT/settings.sh" # for experiments/t8, which trains and scores alike
 
 python selfcodealign.py run --model "$MODEL" --source "$SOURCE" --out "$OUT" --heldout "$HELDOUT" --test-in-instruction 0 $GENERATE
 if [[ " $BENCHMARKS " == *" self "* && ! -s $OUT/heldout.jsonl ]]; then
