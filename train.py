@@ -54,6 +54,7 @@ CHAT_TEMPLATE = Path(__file__).parent / "prompts" / "chat.jinja"
 GPU_DRIVER = Path("/dev/nvidiactl")  # there where a GPU is, whether torch can use it or not
 PEAK_FLOPS = {"A100": 312e12, "H100": 989e12, "H200": 989e12, "B200": 2250e12}  # dense bf16, data sheets
 BYTES = {"bf16": (2, 2), "mixed": (4, 2), "fp32": (4, 4)}  # per parameter: weight (and low half), gradient
+PIECE = 1 << 20  # numbers of a matrix that a CPU's optimizer takes at a time
 WARMUP = 0.05  # share of the steps in which the learning rate rises (C.3)
 # Training may go on with other values of these: places, and what changes speed, memory and rounding.
 MAY_CHANGE = "out data pack_tokens attention recompute reshard compile checkpoint_every".split()
@@ -360,13 +361,8 @@ def join_halves(high, low):
     return ((high.view(torch.int16).to(torch.int32) << 16) + low).view(torch.float32)
 
 
-# Adafactor with an external rate: no relative step, no scaling by the weights (C.3). Three passes over the
-# rows that this GPU has of a weight; between them the GPUs add up their sums, for all weights at once.
-PIECE = 1 << 20  # numbers
-
-
-def pieces(weight, gradient, state: dict) -> list[tuple]:
-    """On a CPU, a matrix in groups of a few rows: temporaries that leave its cache cost 7 times as much."""
+def split_rows(weight, gradient, state: dict) -> list[tuple]:
+    """On a CPU, a matrix in pieces of a few rows: the temporaries of a whole one take 8 times as long."""
     if gradient.dim() != 2 or gradient.device.type != "cpu":
         return [(weight, gradient, state)]
     rows = max(1, PIECE // gradient.shape[1])
@@ -376,6 +372,8 @@ def pieces(weight, gradient, state: dict) -> list[tuple]:
     ]
 
 
+# Adafactor with an external rate: no relative step, no scaling by the weights (C.3). Three passes over the
+# rows that this GPU has of a weight; between them the GPUs add up their sums, for all weights at once.
 def update_moments(gradient, state: dict, fresh):
     """Update the second moments, with weight `fresh` = 1 - beta2; a matrix's columns wait for the sums of all
     rows. Gives a matrix's sums over rows: of each column's squares (C) and, last, of the rows' moments."""
@@ -437,30 +435,31 @@ def local(tensor):
 @torch.no_grad()
 def optimize(weights: dict, states: dict, step: int, rate: float, backend: str = "off") -> float:
     """One step, counted from 1, on every weight; uses up the gradients. Gives their common norm."""
-    parts = []
+    pieces = []  # of each weight
     for name, weight in weights.items():
         state = {key: local(tensor) for key, tensor in states[name].items()}
-        parts.append(pieces(local(weight), local(weight.grad), state))
+        pieces.append(split_rows(local(weight), local(weight.grad), state))
     rows = [weight.shape[-2] if weight.dim() > 1 else 1 for weight in weights.values()]
     # As tensors, since a function is compiled anew for another number.
-    rate, fresh = (torch.tensor(value, device=parts[0][0][1].device) for value in (rate, step**-0.8))
+    device = pieces[0][0][1].device
+    rate, fresh = (torch.tensor(value, device=device) for value in (rate, step**-0.8))
     functions = (update_moments, update_columns, squared_norms, apply_update)
     moments, columns, norm, apply = (compiled(function, backend) for function in functions)
-    sums = [sum(moments(gradient, state, fresh) for _, gradient, state in part) for part in parts]
+    sums = [sum(moments(gradient, state, fresh) for _, gradient, state in each) for each in pieces]
     # Weights are split by their first dimension: with more than two, every matrix is whole on one GPU.
     add_over_gpus([total for total in sums if total.dim() == 1])
-    for part, total, row in zip(parts, sums, rows):
-        if "column" in part[0][2]:
-            columns(part[0][2], fresh, total, row)
+    for each, total, row in zip(pieces, sums, rows):
+        if "column" in each[0][2]:
+            columns(each[0][2], fresh, total, row)
     norms = [
-        sum(norm(gradient, state, total, row) for _, gradient, state in part)
-        for part, total, row in zip(parts, sums, rows)
+        sum(norm(gradient, state, total, row) for _, gradient, state in each)
+        for each, total, row in zip(pieces, sums, rows)
     ]
     add_over_gpus(norms)
-    for weight, part, total, squares, row in zip(weights.values(), parts, sums, norms, rows):
+    for weight, each, total, squares, row in zip(weights.values(), pieces, sums, norms, rows):
         size = (squares[0] / weight.numel()).sqrt()
-        for values, gradient, state in part:
-            apply(values, gradient, state, rate, total, size, row)
+        for piece, gradient, state in each:
+            apply(piece, gradient, state, rate, total, size, row)
         weight.grad = None
     return torch.stack(norms)[:, 1].sum().sqrt().item()
 

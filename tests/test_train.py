@@ -224,7 +224,7 @@ def test_eight_packs_of_one_give_the_gradient_of_one_pack_of_eight(network, enco
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_optimizer_is_that_of_the_library(dtype, monkeypatch):
-    monkeypatch.setattr(train, "PIECE", 10)  # two rows of the matrix
+    monkeypatch.setattr(train, "PIECE", 25)  # five rows of the matrix, and last two
     torch.manual_seed(0)
     ours = {"matrix": torch.randn(12, 5).to(dtype), "vector": torch.randn(9).to(dtype)}
     theirs = {key: torch.nn.Parameter(weight.clone()) for key, weight in ours.items()}
@@ -252,7 +252,8 @@ def test_halves_are_exactly_fp32():
     assert ((high.float() - exact).abs() <= (nearest - exact).abs()).all()
 
 
-def test_mixed_precision_keeps_the_weights_of_fp32_where_bf16_loses_small_steps():
+def test_mixed_precision_keeps_the_weights_of_fp32_where_bf16_loses_small_steps(monkeypatch):
+    monkeypatch.setattr(train, "PIECE", 100)
     torch.manual_seed(0)
     start = torch.randn(50, 20).to(torch.bfloat16)
     kept = {"fp32": start.float(), "mixed": start.clone(), "bf16": start.clone()}

@@ -10,11 +10,16 @@ cd "$(dirname "$0")/../.."
 source environment.sh
 
 LEARNER=${LEARNER-runs/t9-0.5b} # a finished experiments/t9/run.sh
+LEARNER=${LEARNER%/}
 TEACHER=${TEACHER-models/qwen2.5-coder-1.5b-instruct}
 OUT=${OUT-runs/t11}
-GENERATE=${GENERATE---samples 2 --temperature 0.2 --max-tokens 320 --decks 4 --shots 4,4,1} # as LEARNER's answers, but for the number of samples
+# As LEARNER's answers, but for the number of samples
+GENERATE=${GENERATE---samples 2 --temperature 0.2 --max-tokens 320 --decks 4 --categories function --difficulties easy --shots 4,4,1}
 
-python selfcodealign.py rival given-tasks --model "$TEACHER" --source "$LEARNER/sft.jsonl" --out "$OUT" --judge 0 --test-in-instruction 0 $GENERATE
+for file in "$LEARNER/settings.sh" "$LEARNER/config.json" "$LEARNER/sft.jsonl" "$LEARNER/base"; do
+    [ -e "$file" ] || { echo "there is no $file: experiments/t9/run.sh makes it" >&2; exit 2; }
+done
+python selfcodealign.py rival given-tasks --model "$TEACHER" --source "$LEARNER/sft.jsonl" --out "$OUT" --test-in-instruction 0 $GENERATE
 python selfcodealign.py rival random --out "$OUT"
 # Of both sets the tasks that are in the other, too
 python - "$LEARNER/sft.jsonl" "$OUT/sft-random.jsonl" "$OUT/own.jsonl" "$OUT/other.jsonl" <<'PYTHON'
@@ -26,5 +31,4 @@ for lines, file in zip(sets, kept):
     open(file, "w").writelines(line for task, line in lines.items() if task in shared)
 print(len(shared), "tasks answered by both")
 PYTHON
-export LEARNER OWN=$OUT/own.jsonl OTHER=$OUT/other.jsonl WRITER=$OUT
-OUT=$OUT/trained experiments/t8/run.sh
+LEARNER=$LEARNER OWN=$OUT/own.jsonl OTHER=$OUT/other.jsonl OUT=$OUT/trained experiments/t8/run.sh

@@ -6,6 +6,7 @@
 #   experiments/t8/run.sh                                         the embedded model, its own data and the 0.5B model's
 #   LEARNER=runs/t9-0.5b WRITER=runs/t9 experiments/t8/run.sh     the other way round
 #
+# OWN and OTHER may name other training sets. Trainings and scores have the settings that LEARNER's had.
 # Given again, it goes on where it was. The scores are in OUT/table.html, the planned comparisons in OUT/analysis.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -18,7 +19,7 @@ OWN=${OWN-$LEARNER/sft.jsonl} OTHER=${OTHER-$WRITER/sft.jsonl} # the training se
 OUT=${OUT-$LEARNER-on-$(basename "$WRITER")}
 SEEDS=${SEEDS-0 1 2} # of the training
 for file in "$LEARNER/settings.sh" "$LEARNER/config.json" "$LEARNER/sft.jsonl" "$LEARNER/base" "$OWN" "$OTHER"; do
-    [ -e "$file" ] || { echo "there is no $file: experiments/t9/run.sh makes it" >&2; exit 2; }
+    [ -e "$file" ] || { echo "there is no $file: experiments/t9/run.sh, or a run of the other model, makes it" >&2; exit 2; }
 done
 source "$LEARNER/settings.sh" # TRAIN and EVALUATE
 

@@ -18,7 +18,7 @@ SEEDS=${SEEDS-0 1 2} # of the training
 HELDOUT=${HELDOUT-0} # share of tasks; with BENCHMARKS="humaneval mbpp self" they are scored, too
 PROMPT=${PROMPT-auto}
 SOURCE=${SOURCE-$(python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')} # the installed packages
-# The settings of ./run.sh for the embedded model; experiments/t8/run.sh repeats TRAIN and EVALUATE, whose models it compares with these
+# The settings of ./run.sh for the embedded model
 GENERATE=${GENERATE---limit 1500 --samples 4 --temperature 0.4 --max-tokens 256 --decks 4 --judge 0 --categories function
     --difficulties easy --shots 4,4,5}
 TRAIN=${TRAIN---epochs 2 --batch-size 8 --lr 1e-4 --precision mixed --chat-template keep}
@@ -26,8 +26,6 @@ EVALUATE=${EVALUATE---max-tokens 256 --samples 3 --temperature 0.8}
 BENCHMARKS=${BENCHMARKS-humaneval mbpp}
 TAG=${TAG-}
 [ "$MODEL" != models/smollm2-135m ] || python extras/embedded.py "$MODEL"
-mkdir -p "$OUT"
-[ -n "$TAG" ] || declare -p TRAIN EVALUATE >"$OUT/settings.sh" # for experiments/t8, which trains and scores alike
 
 python selfcodealign.py run --model "$MODEL" --source "$SOURCE" --out "$OUT" --heldout "$HELDOUT" --test-in-instruction 0 $GENERATE
 if [[ " $BENCHMARKS " == *" self "* && ! -s $OUT/heldout.jsonl ]]; then
@@ -45,6 +43,7 @@ for choice in passing random-subset failing; do
 done
 python eval.py --model "${models[@]}" --prompt "${prompts[@]}" --benchmark $BENCHMARKS --data "$OUT/heldout.jsonl" \
     --out "${folders[@]}" $EVALUATE
+[ -n "$TAG" ] || declare -p TRAIN EVALUATE >"$OUT/settings.sh" # for experiments/t8, which trains and scores alike
 python eval.py --table "${folders[@]}" --out "$OUT"
 python selfcodealign.py report --out "$OUT"
 # The planned comparisons: they were named before the run.
