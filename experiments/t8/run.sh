@@ -4,7 +4,7 @@
 # the smaller; where the model's own is whole, its trainings and scores are those of experiments/t9.
 #
 #   experiments/t8/run.sh                                         the embedded model, its own data and the 0.5B model's
-#   LEARNER=runs/t9-0.5b WRITER=runs/t9 experiments/t8/run.sh     the other way round
+#   LEARNER=runs/t9-0.5b WRITER=runs/t9 SEEDS="0 1" experiments/t8/run.sh    the other way round
 #
 # OWN and OTHER may name other training sets. Trainings and scores have the settings that LEARNER's had.
 # Given again, it goes on where it was. The scores are in OUT/table.html, the planned comparisons in OUT/analysis.
