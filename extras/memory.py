@@ -10,7 +10,6 @@ counted: CUDA's context (about 0.5 GB a GPU), NCCL's buffers, what the allocator
 """
 
 import contextlib
-import sys
 
 import torch
 import torch.distributed as dist
@@ -55,7 +54,7 @@ def peak(
     dtype = torch.float32 if precision == "fp32" else torch.bfloat16
     options = {"config": config, "dtype": dtype, "attn_implementation": "counted"}
     dist.init_process_group("fake", rank=0, world_size=gpus, store=FakeStore())
-    piece, train.WORLD, train.PIECE = train.PIECE, gpus, sys.maxsize  # a GPU takes a matrix whole
+    piece, train.WORLD, train.PIECE = train.PIECE, gpus, 1 << 62  # a GPU takes a matrix whole
     try:
         # Made of real tensors, which the fake mode refuses to mix with its own
         mesh = init_device_mesh("cpu", (gpus,))
