@@ -441,7 +441,7 @@ def optimize(weights: dict, states: dict, step: int, rate: float, backend: str =
         pieces.append(split_rows(local(weight), local(weight.grad), state))
     rows = [weight.shape[-2] if weight.dim() > 1 else 1 for weight in weights.values()]
     # As tensors, since a function is compiled anew for another number.
-    device = pieces[0][0][1].device
+    device = next(iter(weights.values())).device
     rate, fresh = (torch.tensor(value, device=device) for value in (rate, step**-0.8))
     functions = (update_moments, update_columns, squared_norms, apply_update)
     moments, columns, norm, apply = (compiled(function, backend) for function in functions)
@@ -449,8 +449,9 @@ def optimize(weights: dict, states: dict, step: int, rate: float, backend: str =
     # Weights are split by their first dimension: with more than two, every matrix is whole on one GPU.
     add_over_gpus([total for total in sums if total.dim() == 1])
     for each, total, row in zip(pieces, sums, rows):
-        if "column" in each[0][2]:
-            columns(each[0][2], fresh, total, row)
+        _, _, state = each[0]  # all pieces of a matrix share its columns
+        if "column" in state:
+            columns(state, fresh, total, row)
     norms = [
         sum(norm(gradient, state, total, row) for _, gradient, state in each)
         for each, total, row in zip(pieces, sums, rows)
