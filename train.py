@@ -764,6 +764,9 @@ def train(arguments):
             shutil.rmtree(unfinished)
         return say(f"{arguments.out} is trained already")
     device = start_processes()
+    emulated = device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if emulated and arguments.precision != "fp32":
+        say("this processor has no instructions for bf16: --precision fp32 is several times as fast")
     examples, validation = encode_pairs(pairs, tokenizer, arguments.max_length, arguments.validation_share)
     check_architecture(options, examples, device)
 
