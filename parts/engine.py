@@ -105,7 +105,7 @@ def set_up_cpu(context: int) -> dict:
     os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
     import torch
 
-    # A processor without instructions for bf16, as one with AVX2 only, emulates them at a fourth of the speed.
+    # A processor without instructions for bf16, such as one with AVX2 only, has a fourth of the speed.
     dtype = "bfloat16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "float32"
     # Compiling costs a minute to gain a tenth. Seeded sampling dies on a prompt that the CPU engine prefills
     # in two parts. A shared prefix counts in whole blocks: vLLM's 128 leave more of it to each prompt.
