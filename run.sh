@@ -10,6 +10,8 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 source environment.sh
+benchmarks=$(python -m parts.benchmarks | tr '\n' ' ')
+benchmarks=${benchmarks% }
 
 model= out= parallel= launch=python
 for ((i = 1; i <= $#; i++)); do
@@ -44,11 +46,16 @@ if [ -z "$out" ]; then
     generate="$generate --out $out"
 fi
 
+if [ "$benchmarks" = humaneval ]; then # one task in three: three samples each, since one answer would say too little
+    evaluate="$evaluate --samples 3 --temperature 0.2"
+fi
+echo "scored before and after: $benchmarks"
+
 python selfcodealign.py run $generate "$@"
 version=$(sha256sum "$out/sft.jsonl" | cut -c1-8) # more data makes another model, and its own score
 base=${BASE:-$out/eval-base} aligned=$out/model-$version
 $launch train.py --model "$model" --data "$out/sft.jsonl" --out "$aligned" $train
-python eval.py --model "$model" "$aligned" --prompt $base_prompt auto --benchmark humaneval mbpp \
+python eval.py --model "$model" "$aligned" --prompt $base_prompt auto --benchmark ${benchmarks//+/} \
     --out "$base" "$out/eval-$version" $evaluate $parallel
 echo
 python selfcodealign.py report --out "$out"

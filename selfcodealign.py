@@ -378,7 +378,7 @@ def keep_seeds(run: Run, candidates: Callable[[set[str]], Iterable[dict]]):
     """Write `candidates(ids on disk)` to seeds.jsonl until the limit is reached."""
     limit = run.settings.limit or math.inf
     if "decontamination" not in run.config:
-        run.save(decontamination=run.decontaminator.coverage)
+        run.save(decontamination=run.decontaminator.coverage, searched=run.decontaminator.suites)
     with Appender(run.path("seeds")) as file, progress(desc="seeds", unit="function") as bar:
         kept = sum(1 for _ in run.kept("seeds"))
         for row in candidates(set(file.ids)) if kept < limit else ():
@@ -759,7 +759,8 @@ def select(run: Run, filters: Filters | None = None, most: float = math.inf) -> 
         unwanted |= extra("quality").weakly_tested(run, origins, wanted)
     offered = [response_id for response_id in response_ids if response_id not in unwanted]
     verdicts, tried = choose(run, origins, offered, filters)
-    run.save(decontamination="; ".join(filter(None, (run.decontaminator.coverage, tried))))
+    coverage = "; ".join(filter(None, (run.decontaminator.coverage, tried)))
+    run.save(decontamination=coverage, searched=run.decontaminator.suites)
     return write_selection(run, origins, unwanted | verdicts, most)
 
 

@@ -10,7 +10,7 @@ import subprocess
 import warnings
 from pathlib import Path
 
-from parts.contamination import OVERRIDES, load_benchmark
+from parts.benchmarks import OVERRIDES, load_benchmark
 from parts.engine import check_model, quiet_libraries
 from parts.folder import versions
 from parts.rows import BadInput, one_line
@@ -56,9 +56,12 @@ def describe_machine(folder: Path) -> float:
         say("sandbox", f"NOT USABLE: {error}")
     for name in OVERRIDES:
         try:
-            say(name, f"{len(load_benchmark(name)[0])} tasks")
+            benchmark = load_benchmark(name)
+            say(benchmark.suite, f"{len(benchmark.tasks)} tasks")
+            if benchmark.missing:
+                say(f"{name}+", f"NOT FOUND: {benchmark.missing}")
         except BadInput as error:
-            say(name, f"NOT FOUND: {error}")
+            say(f"{name}+", f"NOT FOUND: {error}")
     return memory
 
 

@@ -8,9 +8,10 @@
 
 A third layer, functions that solve a benchmark's task, is in extras/behaviour.py.
 
-Searched are HumanEval+ and MBPP+ as EvalPlus has them, and every file of the folder that BENCHMARKS_PATH
-names: the other tasks of MBPP, its sanitized wordings, HumanEval's own solutions, GSM8K, DS-1000, as .json or
-.jsonl, packed with gzip or not. Only the tasks of EvalPlus have inputs to be tried on.
+Searched are HumanEval+ and MBPP+, or what of them can be had (parts/benchmarks.py), and every file of the
+folder that BENCHMARKS_PATH names: the other tasks of MBPP, its sanitized wordings, HumanEval's own solutions,
+GSM8K, DS-1000, as .json or .jsonl, packed with gzip or not. Only the tasks of EvalPlus have inputs to be
+tried on.
 
 Differs from the paper's scripts: white space does not count (499 of 500 MBPP solutions end their lines with
 CRLF, and were never found), every task and wording of MBPP that is there is searched, EvalPlus's rewritten
@@ -19,18 +20,15 @@ solutions too, and overlap is a layer of its own.
 
 import ast
 import collections
-import contextlib
 import gzip
-import io
 import json
 import os
 import re
-import socket
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from parts.benchmarks import OVERRIDES, NotHere, load_benchmark
 from parts.rows import BadInput
 
 # Measured on 7,102 docstrings and 16,407 functions of the standard library and 36,350 of scientific packages.
@@ -43,47 +41,6 @@ MIN_NEEDLE = 30
 NGRAM, MIN_SHARED, MIN_SHARE = 6, 4, 0.3
 TEXT_KEYS = ("prompt", "text", "question")
 SOLUTION_KEYS = ("canonical_solution", "code", "reference_code")
-OVERRIDES = {"humaneval": "HUMANEVAL_OVERRIDE_PATH", "mbpp": "MBPP_OVERRIDE_PATH"}
-
-
-def load_benchmark(name: str) -> tuple[dict[str, dict], str]:
-    """The tasks of HumanEval+ or MBPP+ by task id, and the MD5 of their file, from EvalPlus: downloaded once,
-    or the file that the environment variable HUMANEVAL_OVERRIDE_PATH or MBPP_OVERRIDE_PATH names (.jsonl or
-    .jsonl.gz). Raises BadInput."""
-    override = os.environ.get(OVERRIDES[name])
-    if override and not Path(override).is_file():
-        raise BadInput(f"{OVERRIDES[name]} names a missing file: {override}")
-    import evalplus.data
-    import evalplus.data.humaneval
-    import evalplus.data.mbpp
-
-    module = getattr(evalplus.data, name)
-    with tempfile.TemporaryDirectory() as scratch:
-        if override and override.endswith(".gz"):  # EvalPlus would hash the packed bytes
-            unpacked = Path(scratch, "tasks.jsonl")
-            unpacked.write_bytes(gzip.decompress(Path(override).read_bytes()))
-            override = str(unpacked)
-        setattr(module, OVERRIDES[name], override)
-        get_tasks, get_hash = {
-            "humaneval": (evalplus.data.get_human_eval_plus, evalplus.data.get_human_eval_plus_hash),
-            "mbpp": (evalplus.data.get_mbpp_plus, evalplus.data.get_mbpp_plus_hash),
-        }[name]
-        timeout = socket.getdefaulttimeout()
-        socket.setdefaulttimeout(60)
-        try:
-            with contextlib.redirect_stdout(io.StringIO()):  # its download bar
-                return get_tasks(), get_hash()
-        except OSError as error:
-            raise BadInput(
-                f"cannot download {name}+ ({error}): connect to the internet once, "
-                f"or set {OVERRIDES[name]} to a copy of EvalPlus's file"
-            ) from None
-        except (ValueError, AssertionError, KeyError) as error:
-            raise BadInput(
-                f"{os.environ.get(OVERRIDES[name], name + '+')} is not a file of {name}+ tasks: {error}"
-            ) from None
-        finally:
-            socket.setdefaulttimeout(timeout)
 
 
 def load_further(folder: Path) -> Iterator[tuple[str, dict]]:
@@ -144,10 +101,15 @@ class Decontaminator:
         folder, tasks, covered, missing = folder or os.environ.get("BENCHMARKS_PATH"), [], [], []
         for name in OVERRIDES:
             try:
-                tasks += load_benchmark(name)[0].items()
-                covered.append(f"{name}+")
-            except BadInput as error:
+                benchmark = load_benchmark(name)
+            except NotHere as error:
                 missing.append(f"{name}+ NOT SEARCHED: {error}")
+                continue
+            tasks += benchmark.tasks.items()
+            covered.append(benchmark.suite)
+            if benchmark.missing:
+                missing.append(f"{name}+ NOT SEARCHED: {benchmark.missing}")
+        self.suites = list(covered)
         if folder:
             further = list(load_further(Path(folder)))
             tasks += further

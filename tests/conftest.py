@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from parts.contamination import OVERRIDES, load_benchmark  # noqa: E402
+from parts.benchmarks import OVERRIDES, load_benchmark  # noqa: E402
 from parts.rows import BadInput  # noqa: E402
 
 
@@ -24,9 +24,12 @@ def model() -> str:
 def benchmarks() -> dict[str, dict[str, dict]]:
     """The tasks of HumanEval+ and MBPP+; the test is skipped where neither files nor a network are there."""
     try:
-        return {name: load_benchmark(name)[0] for name in OVERRIDES}
+        found = [load_benchmark(name) for name in OVERRIDES]
     except BadInput as problem:
         pytest.skip(str(problem))
+    if found[0].missing:
+        pytest.skip(found[0].missing)
+    return {name: benchmark.tasks for name, benchmark in zip(OVERRIDES, found)}
 
 
 @pytest.fixture

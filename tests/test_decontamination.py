@@ -13,7 +13,9 @@ import textwrap
 import pytest
 
 from extras.behaviour import Trial, make_trials, plan_tries, same, solved_tasks, solves
-from parts.contamination import MIN_NEEDLE, OVERRIDES, Decontaminator, load_benchmark, normalise, task_texts
+from parts import benchmarks
+from parts.benchmarks import OVERRIDES, load_benchmark
+from parts.contamination import MIN_NEEDLE, Decontaminator, normalise, task_texts
 from parts.rows import BadInput
 from sandbox import Sandbox
 
@@ -28,7 +30,7 @@ def decontaminator() -> Decontaminator:
 
 @pytest.fixture(scope="module")
 def tasks(decontaminator) -> dict[str, dict]:
-    return {task_id: task for name in OVERRIDES for task_id, task in load_benchmark(name)[0].items()}
+    return {task_id: task for name in OVERRIDES for task_id, task in load_benchmark(name).tasks.items()}
 
 
 def test_every_wording_and_solution_is_found_however_its_white_space_stands(decontaminator, tasks):
@@ -61,9 +63,24 @@ def test_modules_of_the_library_hold_no_task(decontaminator):
                 )
 
 
-def test_further_benchmarks_come_from_a_folder_of_files(tmp_path, monkeypatch):
+@pytest.fixture
+def nothing_to_download(monkeypatch):
+    """As on a machine that reaches package registries only, with nothing downloaded before."""
     for override in OVERRIDES.values():
-        monkeypatch.setenv(override, str(tmp_path / "none"))
+        monkeypatch.delenv(override, raising=False)
+    monkeypatch.setattr(benchmarks, "cannot_download", lambda name: "no way there")
+
+
+def test_humaneval_of_the_package_is_searched_where_evalplus_files_cannot_be_had(nothing_to_download):
+    found = Decontaminator()
+    assert found.suites == ["humaneval"] and found.coverage.count("NOT SEARCHED") == 3
+    assert "HUMANEVAL_OVERRIDE_PATH" in found.coverage and not found.runnable
+    for task_id, task in load_benchmark("humaneval").tasks.items():
+        copy = task["prompt"].upper() + task["canonical_solution"]
+        assert found.contaminated_by(copy), task_id
+
+
+def test_further_benchmarks_come_from_a_folder_of_files(tmp_path, nothing_to_download):
     wording = " ".join(f"word{number}" for number in range(30))
     code = "def f(values):\r\n    return sorted(values, key=lambda value: -value)\r\n"
     (tmp_path / "one.jsonl.gz").write_bytes(
@@ -85,9 +102,7 @@ def test_further_benchmarks_come_from_a_folder_of_files(tmp_path, monkeypatch):
     "name, content",
     [("a.jsonl", "{"), ("a.jsonl", '{"x": 1}\n'), ("a.jsonl.gz", "no"), ("a.json", "[1]"), ("a.txt", "")],
 )
-def test_a_folder_without_readable_tasks_is_named(tmp_path, monkeypatch, name, content):
-    for override in OVERRIDES.values():
-        monkeypatch.setenv(override, str(tmp_path / "none"))
+def test_a_folder_without_readable_tasks_is_named(tmp_path, nothing_to_download, name, content):
     (tmp_path / name).write_text(content)
     with pytest.raises(BadInput, match=str(tmp_path)):
         Decontaminator(str(tmp_path))

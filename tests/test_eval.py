@@ -9,6 +9,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,15 +17,17 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
+from conftest import ROOT
 from test_errors import refused
 
 import eval as ours
 from eval import check_folder, check_samples, fenced_block, load_tasks, read_samples
 from extras.report import main as report
-from parts.contamination import OVERRIDES, load_benchmark
+from parts import benchmarks
+from parts.benchmarks import OVERRIDES, load_benchmark
 from parts.rows import BadInput, fingerprint
 from parts.scoring import prepare_process
-from parts.statistics import paired, pooled, summary
+from parts.statistics import paired, paired_shares, pooled, summary
 
 needs_benchmark = pytest.mark.skipif(
     not all(os.environ.get(name) for name in OVERRIDES.values()),
@@ -56,7 +59,7 @@ def first_tasks(benchmark: str, number: int, folder: Path) -> dict[str, str]:
 @needs_benchmark
 @pytest.mark.parametrize("benchmark", ["humaneval", "mbpp"])
 def test_reference_solutions_pass_and_wrong_ones_do_not(benchmark, tmp_path, command):
-    tasks, file_hash = load_benchmark(benchmark)
+    _, tasks, file_hash, _ = load_benchmark(benchmark)
     chosen = list(tasks)[:16]
     wrong = set(chosen[::4])
     rows = []
@@ -140,7 +143,7 @@ def answers_of_all_kinds(tasks: dict[str, dict]) -> list[dict]:
 def test_verdicts_are_those_of_evalplus_own_command(benchmark, number, tmp_path, command, monkeypatch):
     env = first_tasks(benchmark, number, tmp_path) | {"XDG_CACHE_HOME": str(tmp_path)}
     monkeypatch.setenv(*next(iter(env.items())))
-    tasks, _ = load_benchmark(benchmark)
+    tasks = load_benchmark(benchmark).tasks
     samples = write_rows(tmp_path / "samples.jsonl", answers_of_all_kinds(tasks))
     own = [sys.executable, "-m", "evalplus.evaluate", "--dataset", benchmark, "--samples", samples]
     own += ["--min-time-limit", "4"]
@@ -167,7 +170,7 @@ def spin():
 
 @needs_benchmark
 def test_a_busy_machine_changes_no_verdict():
-    tasks, _ = load_benchmark("humaneval")
+    tasks = load_benchmark("humaneval").tasks
     chosen = {task_id: tasks[task_id] for task_id in list(tasks)[:2]}
     late = "\nimport time\nhonest, {0} = {0}, None\ndef {0}(*arguments, calls=[]):\n"
     late += "    calls.append(time.process_time())\n"
@@ -211,7 +214,7 @@ def test_a_packed_benchmark_file_has_the_hash_of_its_contents(tmp_path, monkeypa
     for name, contents in (("tasks.jsonl", text), ("tasks.jsonl.gz", gzip.compress(text))):
         (tmp_path / name).write_bytes(contents)
         monkeypatch.setenv("HUMANEVAL_OVERRIDE_PATH", str(tmp_path / name))
-        tasks, file_hash = load_benchmark("humaneval")
+        _, tasks, file_hash, _ = load_benchmark("humaneval")
         assert len(tasks) == 164 and file_hash == "fe585eb4df8c88d844eeb463ea4d0302"
 
 
@@ -585,3 +588,84 @@ def test_pass_at_k_is_the_share_of_draws_with_a_pass():
     assert math.isclose(part["interval"][0], max(0, 0.4 - half)) and math.isclose(
         part["interval"][1], 0.4 + half
     )
+
+
+# ------------------------------------------------------------------------------------------ HumanEval alone
+
+
+@pytest.fixture
+def humaneval_only(monkeypatch, tmp_path) -> dict:
+    """As on a machine that reaches package registries only, with nothing downloaded before."""
+    monkeypatch.setattr(benchmarks, "cannot_download", lambda name: "no way there")
+    for variable in OVERRIDES.values():
+        monkeypatch.delenv(variable, raising=False)
+    return load_benchmark("humaneval").tasks
+
+
+def test_humaneval_of_the_package_passes_its_own_solutions_and_no_constant(humaneval_only):
+    _, tasks, md5, missing = load_benchmark("humaneval")
+    assert benchmarks.VERSIONS[md5] == "HumanEval" and "HUMANEVAL_OVERRIDE_PATH" in missing
+    right = [(key, task["prompt"] + task["canonical_solution"]) for key, task in tasks.items()]
+    wrong = [(key, f"def {task['entry_point']}(*given):\n    return 'none'") for key, task in tasks.items()]
+    ended = [(key, code + "\nimport os\nos._exit(0)") for key, code in right[:3]]
+    verdicts = dict(check_samples("humaneval", tasks, right + wrong + ended, workers=2))
+    assert [key for key, code in right if verdicts[key, code]["base"] != "pass"] == []
+    assert [key for key, code in wrong + ended if verdicts[key, code]["base"] == "pass"] == []
+    assert len(right) == 164
+    with pytest.raises(BadInput, match="MBPP_OVERRIDE_PATH"):
+        load_benchmark("mbpp")
+
+
+def test_a_wrong_variable_is_a_mistake_and_no_missing_file(humaneval_only, monkeypatch, command):
+    monkeypatch.setenv("HUMANEVAL_OVERRIDE_PATH", "/no/such/file")
+    with pytest.raises(BadInput, match="names a missing file"):
+        load_benchmark("humaneval")
+    done = subprocess.run(
+        [sys.executable, "-m", "parts.benchmarks"], capture_output=True, text=True, cwd=ROOT
+    )
+    refused(done, "names a missing file")
+
+
+def test_a_network_that_swallows_packets_costs_seconds(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes the connection and never answers
+        host = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        assert "no answer" in benchmarks.no_answer_from(host) or "timed out" in benchmarks.no_answer_from(
+            host
+        )
+
+
+def write_result_of(folder: Path, passing: list[int], samples: int, suites=("base",), **more):
+    folder.mkdir()
+    counts = {f"HumanEval/{n}": {kind: count for kind in suites} for n, count in enumerate(passing)}
+    tasks = {key: {kind: n > 0 for kind, n in found.items()} for key, found in counts.items()}
+    scores = {kind: summary(passing, samples) for kind in suites}
+    result = {"benchmark": "humaneval", "tasks": tasks, "passing_samples": counts, **scores, **more}
+    (folder / "result.json").write_text(json.dumps(result))
+
+
+def test_several_samples_a_task_are_compared_by_their_shares(tmp_path, command):
+    random_counts = random.Random(0)
+    a = [random_counts.choice([0, 0, 0, 1, 3]) for _ in range(164)]
+    b = [min(3, count + random_counts.choice([0, 0, 0, 1])) for count in a]
+    write_result_of(tmp_path / "a", a, 3)
+    write_result_of(tmp_path / "b", b, 3, searched=[])
+    done = command("eval.py", "--compare", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "out")
+    assert done.returncode == 0 and f"A {sum(a)}/492" in done.stdout, done.stderr
+    assert "NOT SEARCHED" in done.stdout and "humaneval+" not in done.stdout
+    [row] = json.loads((tmp_path / "out" / "compare.json").read_text())["suites"]
+    changed = [(after - before) / 3 for before, after in zip(a, b)]
+    mean = sum(changed) / 164
+    half = 1.959964 * math.sqrt(sum((value - mean) ** 2 for value in changed)) / 164
+    assert math.isclose(row["difference"], mean) and row["fixed"] == sum(value > 0 for value in changed)
+    assert abs(row["low"] - mean + half) < 0.004 and abs(row["high"] - mean - half) < 0.004
+    assert row["p"] < 0.001 and row["test"] == "permutation"
+    assert command("selfcodealign.py", "report", "--out", tmp_path / "out").returncode == 0
+    write_result_of(tmp_path / "c", a, 2)
+    refused(command("eval.py", "--compare", tmp_path / "a", tmp_path / "c"), "numbers of samples")
+    write_result_of(tmp_path / "d", a, 3, suites=("base", "plus"))
+    refused(command("eval.py", "--compare", tmp_path / "a", tmp_path / "d"), "not scored on the same tasks")
+
+
+def test_the_permutation_test_of_one_sample_is_mcnemars():
+    pairs = [(0, 1)] * 9 + [(1, 0)] * 2 + [(1, 1)] * 5
+    assert abs(paired_shares(pairs)["p"] - paired(pairs)["p"]) < 0.01
