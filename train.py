@@ -1,7 +1,7 @@
 """SFT (paper 3, C.3): fine-tune a model on instruction-response pairs, in one plain PyTorch loop.
 
     python train.py --model MODEL --data runs/first/sft.jsonl --out runs/first/model
-    torchrun --nproc-per-node 8 train.py --model MODEL --data runs/first/sft.jsonl --out runs/first/model
+    torchrun --standalone --nproc-per-node 8 train.py ...
 
 --out becomes a checkpoint folder that transformers and vLLM load: safetensors, the tokenizer with its chat
 template, a generation config that stops at the end-of-text token; beside them train.json (the settings),
@@ -26,6 +26,7 @@ reaches 0, so that every step learns.
 import argparse
 import contextlib
 import copy
+import datetime
 import functools
 import hashlib
 import heapq
@@ -39,6 +40,9 @@ import sys
 import time
 import warnings
 from pathlib import Path
+
+# Read by torch when it is imported: blocks of many sizes otherwise leave holes in a GPU's memory.
+os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
 
 import torch
 import torch.distributed as dist
@@ -111,11 +115,11 @@ def parse_arguments() -> argparse.Namespace:
     add("--reshard", choices=["auto", "on", "off"], default="auto", help="no GPU keeps the whole weights")
     backend = "inductor" if torch.cuda.is_available() else "off"
     add("--compile", default=backend, metavar="BACKEND", help="off, or torch.compile's, inductor on a GPU")
-    add("--checkpoint-every", type=int, default=100, metavar="STEPS")
+    add("--checkpoint-every", type=float, default=15, metavar="MINUTES", help="0: after every step")
     arguments = parser.parse_args()
-    for name in ("epochs", "batch_size", "max_length", "checkpoint_every"):
-        if getattr(arguments, name) < 1:
-            raise BadInput(f"--{name.replace('_', '-')} must be at least 1")
+    for name, least in {"epochs": 1, "batch_size": 1, "max_length": 1, "checkpoint_every": 0}.items():
+        if not getattr(arguments, name) >= least:
+            raise BadInput(f"--{name.replace('_', '-')} must be at least {least}")
     arguments.pack_tokens = max(arguments.pack_tokens, arguments.max_length)
     return arguments
 
@@ -438,7 +442,8 @@ def optimize(weights: dict, states: dict, step: int, rate: float, backend: str =
     pieces = []  # of each weight
     for name, weight in weights.items():
         state = {key: local(tensor) for key, tensor in states[name].items()}
-        pieces.append(split_rows(local(weight), local(weight.grad), state))
+        # Detached, since a function is compiled anew for every shape of a Parameter.
+        pieces.append(split_rows(local(weight.detach()), local(weight.grad), state))
     rows = [weight.shape[-2] if weight.dim() > 1 else 1 for weight in weights.values()]
     # As tensors, since a function is compiled anew for another number.
     device = next(iter(weights.values())).device
@@ -643,6 +648,14 @@ def append_row(log: Path, row: dict):
             file.write(json.dumps(row) + "\n")
 
 
+def checkpoint_is_due(saved: float, minutes: float, device) -> bool:
+    """By the first rank's clock, as all ranks must save together."""
+    due = torch.tensor(int(time.monotonic() - saved >= 60 * minutes), device=device)
+    if WORLD > 1:
+        dist.broadcast(due, 0)
+    return bool(due)
+
+
 def save_checkpoint(unfinished: Path, step: int, tensors: dict):
     """All that the next step depends on. The folder gets its name when it is whole; then older ones go."""
     made, writing = unfinished / f"checkpoint-{step}", unfinished / "checkpoint.writing"
@@ -729,7 +742,9 @@ def start_processes() -> torch.device:
             torch.cuda.init()  # says why
             raise RuntimeError("torch finds none")
     if WORLD > 1:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        # The other ranks wait while the first downloads and loads the model.
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=datetime.timedelta(hours=6))
     return device
 
 
@@ -786,6 +801,7 @@ def train(arguments):
 
     if validation and done == 0:
         validate(0)
+    saved = time.monotonic()
     with tqdm(desc="train", total=steps, initial=done, unit="step", disable=RANK > 0) as bar:
         for step in range(done + 1, steps + 1):
             started = time.monotonic()
@@ -809,8 +825,9 @@ def train(arguments):
             bar.update()
             if validation and step % per_epoch == 0:
                 validate(step)
-            if step % arguments.checkpoint_every == 0 or step == steps:
+            if checkpoint_is_due(saved, arguments.checkpoint_every, device) or step == steps:
                 save_checkpoint(unfinished, step, tensors)
+                saved = time.monotonic()
     save_model(arguments.out, unfinished, settings, learner.model, tokenizer)
     say(f"trained model: {arguments.out}")
 

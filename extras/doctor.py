@@ -82,7 +82,7 @@ def fit(model: str, found: list[tuple[str, float]], memory: float):
     parallel = f" --tensor-parallel {copies[0]}" if copies and copies[0] > 1 else ""
     say("generate", f"fits{parallel or ' as it is'}" if copies else "DOES NOT FIT this machine")
     say("score", f"as generate: eval.py --model {model}{parallel}" if copies else "DOES NOT FIT this machine")
-    launch = f"torchrun --nproc-per-node {count}" if count > 1 else "python"
+    launch = f"torchrun --standalone --nproc-per-node {count}" if count > 1 else "python"
     for precision in ("mixed", "bf16"):
         for recompute in (False, True):
             needed = peak(config, count, precision, recompute)["Total"] / GB

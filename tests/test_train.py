@@ -1,5 +1,6 @@
 """train.py against independent truth: transformers' own loss, logits and Adafactor, one process for two."""
 
+import datetime
 import json
 import math
 import os
@@ -7,6 +8,7 @@ import random
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,7 +17,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.distributed as dist
+from conftest import ROOT
 from safetensors.torch import load_file
+from torch._dynamo.testing import CompileCounter
+from torch.distributed import distributed_c10d
 from torch.distributed.tensor import distribute_tensor
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
@@ -268,6 +273,20 @@ def test_mixed_precision_keeps_the_weights_of_fp32_where_bf16_loses_small_steps(
     assert (kept["bf16"] == start).float().mean() > 0.8
 
 
+def test_the_optimizer_is_not_compiled_anew_for_every_shape_of_a_weight(monkeypatch):
+    monkeypatch.setattr(train, "split_rows", lambda *whole: [whole])  # as on a GPU
+    torch.manual_seed(0)
+    shapes = [(6 + n, 4 + 2 * n) for n in range(10)]
+    weights = {str(shape): torch.nn.Parameter(torch.randn(shape)) for shape in shapes}
+    states = {name: train.new_state(weight, "fp32") for name, weight in weights.items()}
+    counter = CompileCounter()
+    for step in (1, 2, 3):
+        for weight in weights.values():
+            weight.grad = torch.randn_like(weight)
+        train.optimize(weights, states, step, 0.01, counter)
+    assert counter.frame_count == 4  # one for each function
+
+
 def test_the_rate_rises_falls_and_is_never_zero():
     rates = [train.learning_rate(step, 100, 2.0) for step in range(1, 101)]
     assert rates[:5] == pytest.approx([0.4, 0.8, 1.2, 1.6, 2.0]) and max(rates) == 2.0
@@ -300,7 +319,7 @@ def rows_of(folder):
 
 
 def test_killed_at_any_time_and_given_again_it_ends_bit_for_bit_the_same(tiny, data, tmp_path, command):
-    more = ["--precision", "mixed", "--checkpoint-every", 3, "--validation-share", 0.1]
+    more = ["--precision", "mixed", "--checkpoint-every", 0, "--validation-share", 0.1]
     whole = command("train.py", *options(tiny, data, tmp_path / "whole", *more))
     assert whole.returncode == 0, whole.stderr[-2000:]
     words = [sys.executable, train.__file__, *map(str, options(tiny, data, tmp_path / "killed", *more))]
@@ -311,6 +330,8 @@ def test_killed_at_any_time_and_given_again_it_ends_bit_for_bit_the_same(tiny, d
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (tmp_path / "killed").exists() and list(log.parent.glob("checkpoint-*"))
+    with log.open("a") as file:
+        file.write('{"step": 9}\n{"ste')  # done after the last checkpoint, and torn
     refused = command("train.py", *options(tiny, data, tmp_path / "killed", *more, "--seed", 1))
     assert refused.returncode == 2 and "another seed" in refused.stderr
     resumed = command("train.py", *options(tiny, data, tmp_path / "killed", *more))
@@ -321,7 +342,7 @@ def test_killed_at_any_time_and_given_again_it_ends_bit_for_bit_the_same(tiny, d
 
 
 RANKS = {
-    2: ["--reshard", "off", "--compile", "aot_eager"],
+    2: ["--reshard", "off", "--compile", "aot_eager", "--checkpoint-every", "0"],
     4: ["--reshard", "on", "--recompute", "on", "--compile", "off"],
 }
 
@@ -382,6 +403,10 @@ def a_rank_of_four(rank, folder):
     for name, whole in wholes.items():
         part = train.join_halves(parts[name].full_tensor(), states[0][name]["low"].int().full_tensor())
         assert torch.allclose(part, train.join_halves(whole, states[1][name]["low"]), rtol=1e-5, atol=1e-6)
+    # By the clock of the first rank, whatever the others' clocks say.
+    long_ago = time.monotonic() - 3600
+    assert train.checkpoint_is_due(long_ago if rank == 0 else time.monotonic(), 30, "cpu")
+    assert not train.checkpoint_is_due(time.monotonic() if rank == 0 else long_ago, 30, "cpu")
     dist.barrier()  # no rank leaves while another still talks to it
     dist.destroy_process_group()
 
@@ -392,6 +417,38 @@ def test_ranks_share_what_one_loads_and_step_as_one(tied, tmp_path):
     config = LlamaConfig(**size, num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=tied)
     AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(tmp_path)
     torch.multiprocessing.spawn(a_rank_of_four, (str(tmp_path),), nprocs=4)
+
+
+def a_rank_that_waits(rank, port):
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": "2"}
+    train.RANK, train.WORLD = rank, 2
+    distributed_c10d.default_pg_timeout = datetime.timedelta(seconds=1)  # minutes, in earnest
+    train.start_processes()
+    if rank == 0:
+        time.sleep(3)
+    dist.broadcast(torch.zeros(1), 0)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def test_ranks_wait_for_a_first_one_that_takes_long_to_load_the_model():
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(a_rank_that_waits, (port,), nprocs=2)
+
+
+def test_the_allocator_is_set_before_torch_is_imported(tmp_path):
+    (tmp_path / "torch.py").write_text("import os\nprint(os.environ['PYTORCH_ALLOC_CONF'])\nraise SystemExit")
+    path = f"{tmp_path}:{ROOT}"
+    environment = {key: os.environ[key] for key in os.environ.keys() - {"PYTORCH_ALLOC_CONF"}}
+    done = subprocess.run(
+        [sys.executable, "-c", "import train"],
+        cwd=tmp_path,
+        env=environment | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.strip() == "expandable_segments:True", done.stderr
 
 
 # ---------------------------------------------------------------------------------------------------- errors
@@ -519,7 +576,7 @@ def test_memory_is_counted_per_gpu(tiny, monkeypatch):
 
 
 def test_settings_and_texts_that_cannot_be_are_refused(tiny, data, tmp_path, command):
-    words = options(tiny, data, tmp_path / "model", "--checkpoint-every", 0)
+    words = options(tiny, data, tmp_path / "model", "--checkpoint-every", -1)
     refused(command("train.py", *words), "--checkpoint-every")
     data.write_text(json.dumps({"instruction": "half a surrogate pair: \ud800", "response": "b"}) + "\n")
     with pytest.raises(train.BadInput, match=f"{data}:1: "):
