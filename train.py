@@ -35,6 +35,7 @@ import logging
 import math
 import os
 import random
+import re
 import shutil
 import sys
 import time
@@ -56,7 +57,14 @@ from tqdm import tqdm
 
 CHAT_TEMPLATE = Path(__file__).parent / "prompts" / "chat.jinja"
 GPU_DRIVER = Path("/dev/nvidiactl")  # there where a GPU is, whether torch can use it or not
-PEAK_FLOPS = {"A100": 312e12, "H100": 989e12, "H200": 989e12, "B200": 2250e12}  # dense bf16, data sheets
+# Dense bf16, data sheets, by the end of torch's name; NVL and Grace variants are slower or faster: none.
+PEAK_FLOPS = {
+    r"A100\b.*": 312e12,
+    r"H100 PCIe": 756e12,
+    r"H100 80GB HBM3": 989e12,
+    r"H200": 989e12,
+    r"B200": 2250e12,
+}
 BYTES = {"bf16": (2, 2), "mixed": (4, 2), "fp32": (4, 4)}  # per parameter: weight (and low half), gradient
 PIECE = 1 << 20  # numbers of a matrix that a CPU's optimizer takes at a time
 WARMUP = 0.05  # share of the steps in which the learning rate rises (C.3)
@@ -764,7 +772,7 @@ def speed_of(batch: list[Example], seconds: float, flops: tuple[int, int], devic
     if device.type == "cuda":
         speed["peak_gb"] = torch.cuda.max_memory_allocated() / 1e9
         name = torch.cuda.get_device_name(device)
-        for peak in (flops for model, flops in PEAK_FLOPS.items() if model in name):
+        for peak in (flops for model, flops in PEAK_FLOPS.items() if re.fullmatch(f"NVIDIA {model}", name)):
             speed["mfu"], speed["mfu_needed"] = (count / seconds / peak / WORLD for count in flops)
     return speed
 

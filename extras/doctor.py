@@ -5,8 +5,10 @@ python selfcodealign.py doctor [--model MODEL]
 
 import argparse
 import os
+import resource
 import shutil
 import subprocess
+import sysconfig
 import warnings
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from sandbox import Sandbox, SandboxError
 
 LARGEST_SHARE = 0.9  # of a GPU's memory: the rest is CUDA's, and lost between blocks
 GB = 1e9
+PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 
 
 def say(topic: str, found: str):
@@ -34,7 +37,9 @@ def gpus() -> list[tuple[str, float]]:
     for line in there or ["none found"]:
         say("GPU", line)
     usable = torch.cuda.is_available()
-    if there and not usable:
+    if there and os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        say("torch", "uses none of them: CUDA_VISIBLE_DEVICES hides them")
+    elif there and not usable:
         needed = f"it is built for CUDA {torch.version.cuda}, which needs driver 580 or newer"
         say("torch", f"CANNOT USE THEM: {needed}")
     properties = map(torch.cuda.get_device_properties, range(torch.cuda.device_count() if usable else 0))
@@ -63,6 +68,19 @@ def describe_machine(folder: Path) -> float:
         except BadInput as error:
             say(f"{name}+", f"NOT FOUND: {error}")
     return memory
+
+
+def describe_system():
+    """Say what a GPU's libraries ask of the system, and what keeps servers from being reached."""
+    compiler = next(filter(None, map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang"))), None)
+    header = Path(sysconfig.get_paths()["include"]) / "Python.h"
+    say("compiler", compiler or "none: Triton needs a C compiler on a GPU")
+    say("Python.h", str(header) if header.exists() else "none: Triton needs it on a GPU (python3-dev)")
+    say("nvcc", shutil.which("nvcc") or "none, and none is needed")
+    say("/dev/shm", f"{shutil.disk_usage('/dev/shm').free / GB:.1f} GB free")
+    say("open files", "at most {}, {} if raised".format(*resource.getrlimit(resource.RLIMIT_NOFILE)))
+    proxies = sorted(name for name in os.environ if name.lower() in PROXIES and os.environ[name])
+    say("proxy", ", ".join(proxies) or "none")
 
 
 def fit(model: str, found: list[tuple[str, float]], memory: float):
@@ -102,6 +120,7 @@ def main(words: list[str]) -> int:
         check_model(model)
     found = gpus()
     memory = describe_machine(Path.cwd())
+    describe_system()
     if model:
         fit(model, found, memory)
     return 0

@@ -7,6 +7,7 @@ engine  vLLM: start, tokens/s beside LLM.generate, and no process left after a k
 """
 
 import argparse
+import ctypes
 import json
 import os
 import signal
@@ -138,8 +139,12 @@ def resume(given) -> dict:
 
 
 def engine(given) -> dict:
+    import psutil
+
     from parts.engine import Request, start_engine, stream
 
+    # Whatever outlives its parent becomes a child of this process: PR_SET_CHILD_SUBREAPER.
+    ctypes.CDLL(None).prctl(36, 1)
     with tempfile.TemporaryDirectory() as folder:
         write_model(Path(folder))
         started = time.monotonic()
@@ -154,7 +159,8 @@ def engine(given) -> dict:
         tokens = sum(completion.tokens for _, completion in stream(vllm, requests))
         found["tokens_per_second"] = tokens / (time.monotonic() - started)
         vllm.close()
-        assert not subprocess.run(["pgrep", "-f", "VLLM::"], capture_output=True).stdout
+        left = [child.cmdline() for child in psutil.Process().children(recursive=True)]
+        assert not [words for words in left if "vllm" in " ".join(words).lower()]
         return found
 
 

@@ -81,3 +81,15 @@ def test_the_doctor_says_what_does_not_fit_and_what_cannot_be_used(command, mode
     config.num_hidden_layers, config.hidden_size, config.intermediate_size = 2, 57344, 229376
     (large / "config.json").write_text(json.dumps(config.to_dict()))
     assert command("selfcodealign.py", "doctor", "--model", large).stdout.count("DOES NOT FIT") == 3
+
+
+def test_the_doctor_looks_at_what_a_gpu_asks_of_the_system(command, tmp_path):
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho NVIDIA H100, 81559 MiB, 580.86.10\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    path = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    hidden = path | {"CUDA_VISIBLE_DEVICES": "", "http_proxy": "http://127.0.0.1:9", "no_proxy": ""}
+    said = dict(
+        line.split(":", 1) for line in command("selfcodealign.py", "doctor", env=hidden).stdout.splitlines()
+    )
+    assert "CUDA_VISIBLE_DEVICES hides them" in said["torch"] and said["proxy"].strip() == "http_proxy"
+    assert {"compiler", "Python.h", "nvcc", "/dev/shm", "open files"} <= said.keys()

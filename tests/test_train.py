@@ -560,6 +560,16 @@ def test_the_published_count_of_operations_is_that_of_torch(network, encoded):
     assert needed == published - attention // 2 - head * prompt_length
 
 
+def test_a_gpu_is_measured_by_its_own_peak_or_by_none(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 0)
+    peaks = {"A100-SXM4-80GB": 312, "H100 80GB HBM3": 989, "H100 PCIe": 756, "H200": 989, "B200": 2250}
+    for name in [*peaks, "H100 NVL", "H200 NVL", "GH200 480GB", "GB200"]:
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda _, name=name: f"NVIDIA {name}")
+        speed = train.speed_of([], 1.0, (1e12, 1e12), torch.device("cuda"))
+        assert ("mfu" in speed) == (name in peaks)
+        assert speed.get("mfu") == pytest.approx(name in peaks and 1 / peaks[name] or None)
+
+
 def test_memory_is_counted_per_gpu(tiny, monkeypatch):
     """StarCoder2-15B on GPUs of 80 GB: its activations of short packs fit whatever the number of GPUs."""
     size = {"hidden_size": 6144, "intermediate_size": 24576, "num_hidden_layers": 40, "vocab_size": 49152}
