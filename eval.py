@@ -165,6 +165,7 @@ def make_job(given, model: str | None, prompt: str, benchmark: str, tasks: dict,
         settings |= {"samples_file": None, "fingerprint": fingerprint(Path(model)), "prompt": prompt}
         settings |= {"samples": int(given.samples or 1), "temperature": given.temperature}
         settings |= {"seed": given.seed, "max_tokens": given.max_tokens}
+        settings |= {"engine_option": given.engine_option} if given.engine_option else {}
     else:
         settings |= {"samples_file": given.samples, "fingerprint": fingerprint(Path(given.samples))}
         samples = [sample for sample in read_samples(Path(given.samples), tasks) if sample[0] in chosen]
@@ -225,7 +226,9 @@ def generate(model: str, jobs: list[Job], engine_options: dict):
     """Add the missing answers of a model's jobs to their files, each as soon as it is finished."""
     prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # this process holds the engine: it ends with its parent
     with contextlib.ExitStack() as stack:
-        engine = stack.enter_context(contextlib.closing(start_engine(model, CONTEXT, **engine_options)))
+        log = jobs[0].folder / "vllm.log"
+        engine = start_engine(model, CONTEXT, every_gpu=False, log=log, **engine_options)
+        stack.enter_context(contextlib.closing(engine))
         requests, file_of = [], {}
         for job in jobs:
             file = stack.enter_context(Appender(job.folder / "answers.jsonl"))
@@ -615,6 +618,8 @@ def parse_arguments() -> argparse.Namespace:
     add("--workers", type=int, default=len(os.sched_getaffinity(0)), help="answers checked at a time")
     add("--server", help="addresses, a comma between, of OpenAI-compatible servers that have the models")
     add("--tensor-parallel", type=int, default=1, help="GPUs that hold a model")
+    add("--data-parallel", type=int, help="copies of a model (default: 1)")
+    add("--engine-option", action="append", default=[], metavar="NAME=VALUE", help="any option of vLLM's")
     add("--compare", nargs="+", type=Path, metavar="DIR", help="the folder of A, then of one or more B")
     add("--table", nargs="+", type=Path, metavar="DIR", help="the folders of several models")
     return parser.parse_args()
@@ -662,7 +667,8 @@ def run(given: argparse.Namespace):
         for benchmark, (tasks, md5) in loaded.items():
             folder = out / benchmark if len(loaded) > 1 else out
             jobs.append(make_job(given, model, prompt, benchmark, tasks, md5, folder))
-    engine_options = {"server": given.server, "tensor_parallel": given.tensor_parallel, "data_parallel": None}
+    names = "server", "tensor_parallel", "data_parallel", "engine_option"
+    engine_options = {name: getattr(given, name) for name in names}
     evaluate(jobs, given.workers, engine_options)
     table(given.out, None)
 

@@ -107,11 +107,13 @@ def add_settings(parser: argparse.ArgumentParser) -> dict:
 
 
 def add_engine_options(parser: argparse.ArgumentParser):
-    title = "engine of this start; not recorded"
+    title = "engine of this start"
     add = parser.add_argument_group(title, argument_default=argparse.SUPPRESS).add_argument
     add("--server", help="addresses, a comma between, of OpenAI-compatible servers that have the model")
     add("--tensor-parallel", type=positive(int), help="GPUs per copy of the model (default: 1)")
     add("--data-parallel", type=positive(int), help="copies of the model (default: as many as GPUs hold)")
+    help = "any option of vLLM's; the last start's are recorded"
+    add("--engine-option", action="append", metavar="NAME=VALUE", help=help)
 
 
 def positive(kind: type) -> Callable[[str], float]:
@@ -132,7 +134,7 @@ def share(text: str) -> float:
 
 # May change from start to start: no row on disk depends on them, or selection makes all its rows again
 ADJUSTABLE = ("limit", "workers", "pass_rate", "min_killed")
-ENGINE = ("server", "tensor_parallel", "data_parallel")
+ENGINE = ("server", "tensor_parallel", "data_parallel", "engine_option")
 WITH_SHOTS = ("concepts", "instructions", "responses")  # the stages that --shots counts for
 
 # ------------------------------------------------------------------------------------------------- run folder
@@ -163,7 +165,9 @@ class Run(Folder):
     def engine(self):
         stage = self.timed
         self.time_for("engine_start")
-        engine = start_engine(self.settings.model, CONTEXT, **self.engine_options)
+        self.save(engine_option=self.engine_options.get("engine_option", []))
+        log = self.folder / "vllm.log"
+        engine = start_engine(self.settings.model, CONTEXT, log=log, **self.engine_options)
         self.time_for(stage)
         return engine
 

@@ -14,12 +14,13 @@ programs run beside it), `submit`, `collect` and `close`.
 """
 
 import itertools
+import json
 import logging
 import math
 import os
 import re
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from parts.request import Completion, Request
@@ -57,13 +58,20 @@ def start_engine(
     server: str | None = None,
     tensor_parallel: int = 1,
     data_parallel: int | None = None,
+    engine_option: Sequence[str] = (),
+    every_gpu: bool = True,
+    log: Path | None = None,
 ):
     """The engine for this machine. `context` is in tokens and is lowered to what the model has.
 
-    `data_parallel`: copies of the model (default: as many as the visible GPUs hold). Raises BadInput.
+    `data_parallel`: copies of the model (default: as many as the visible GPUs hold, or one without
+    `every_gpu`). `engine_option`: `NAME=VALUE`, for vLLM. `log`: what vLLM's server says. Raises BadInput.
     """
+    given = read_options(engine_option)
     check_model(model)
     quiet_libraries()
+    if server and given:
+        raise BadInput("--engine-option is for vLLM that is started here: give --server its own options")
     if server:
         return Server(server.split(","), model, context)
     from transformers import AutoConfig
@@ -75,16 +83,31 @@ def start_engine(
     options = {"max_model_len": context, "generation_config": "vllm", "dtype": "bfloat16"}
     if not current_platform.is_cpu():
         gpus = current_platform.device_count()
-        copies = data_parallel or gpus // tensor_parallel
+        copies = data_parallel or (gpus // tensor_parallel if every_gpu else 1)
         if not 0 < copies * tensor_parallel <= gpus:
             raise BadInput(f"{copies or 1} copies on {tensor_parallel} GPUs each, but {gpus} are visible")
-        return OwnServer(model, context, options, tensor_parallel, copies, on_cpu=False)
+        return OwnServer(model, context, options | given, tensor_parallel, copies, False, log)
     if os.path.exists("/dev/nvidiactl") and os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1"):
         raise BadInput("a GPU is there that vLLM cannot use (to use the CPU, set CUDA_VISIBLE_DEVICES=-1)")
-    options |= set_up_cpu(context)
+    options |= set_up_cpu(context) | given
     if data_parallel or tensor_parallel > 1:
-        return OwnServer(model, context, options, tensor_parallel, data_parallel or 1, on_cpu=True)
+        return OwnServer(model, context, options, tensor_parallel, data_parallel or 1, True, log)
     return InProcess(model, context, options)
+
+
+def read_options(given: Sequence[str]) -> dict:
+    """{option of vLLM's: value} of `NAME=VALUE`, where a value is JSON or else a text. Raises BadInput."""
+    options = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not (equals and re.fullmatch("[a-z][a-z_-]*", name)):
+            raise BadInput(f"--engine-option takes NAME=VALUE, not {text!r}")
+        name = name.replace("-", "_")
+        try:
+            options[name] = json.loads(value)
+        except ValueError:
+            options[name] = value
+    return options
 
 
 def quiet_libraries():
@@ -92,6 +115,8 @@ def quiet_libraries():
     for name in ("VLLM_LOGGING_LEVEL", "TORCH_CPP_LOG_LEVEL"):
         os.environ.setdefault(name, "ERROR")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # instead of its retries
+    for name in ("VLLM_NO_USAGE_STATS", "DO_NOT_TRACK"):  # vLLM's reports, huggingface_hub's
+        os.environ[name] = "1"
     logging.getLogger("vllm").setLevel(logging.ERROR)  # for what it says before it reads its own setting
     logging.getLogger("torch._library.triton").setLevel(logging.ERROR)  # missing on every CPU
     warnings.filterwarnings("ignore", "`torch.distributed.reduce_op` is deprecated", FutureWarning)
@@ -124,7 +149,10 @@ class InProcess:
         from vllm import LLM
 
         torch.compiler.set_stance("force_eager")  # where torch was imported before TORCH_COMPILE_DISABLE
-        self.llm = LLM(model=model, disable_log_stats=True, use_tqdm_on_load=False, **options)
+        try:
+            self.llm = LLM(model=model, disable_log_stats=True, use_tqdm_on_load=False, **options)
+        except TypeError as error:
+            raise BadInput(f"vLLM: {error}") from None
         self.tokenizer, self.context = self.llm.get_tokenizer(), context
 
     def submit(self, request: Request):

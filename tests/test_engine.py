@@ -1,51 +1,188 @@
-"""The server back end against a server that leaves out what the protocol allows it to leave out."""
+"""The client of servers, against a stand-in for those that leave out, refuse or garble what ours needs."""
 
+import contextlib
 import http.server
 import json
 import threading
 
 import pytest
 
+from parts import server as servers
 from parts.engine import Request, start_engine, stream
 from parts.rows import BadInput
+from parts.server import OwnServer
+
+CHOICE = {"index": 0, "text": "Yes", "finish_reason": "stop", "logprobs": None}
+NO_TOKENS = {"error": {"message": "prompt must be\na string", "code": 400}}
 
 
-class Sparse(http.server.BaseHTTPRequestHandler):
-    """Gives neither logprobs nor usage."""
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
 
-    def answer(self, body: dict):
-        text = json.dumps(body).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
+    def send(self, status: int, body: dict | bytes):
+        text = body if isinstance(body, bytes) else json.dumps(body).encode()
+        self.send_response(status)
         self.send_header("Content-Length", str(len(text)))
         self.end_headers()
         self.wfile.write(text)
 
     def do_GET(self):
-        self.answer(
-            {"object": "list", "data": [{"id": "m", "object": "model", "created": 0, "owned_by": "us"}]}
-        )
+        self.send(200, self.server.models)
 
     def do_POST(self):
-        self.rfile.read(int(self.headers["Content-Length"]))
-        choice = {"index": 0, "text": "Yes", "finish_reason": "stop", "logprobs": None}
-        self.answer({"id": "c", "object": "text_completion", "created": 0, "model": "m", "choices": [choice]})
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.asked.append(body)
+        self.send(*self.server.answer(body))
 
     def log_message(self, *_):
         pass
 
 
-@pytest.fixture
-def engine(model):
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Sparse) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield start_engine(model, 512, server=f"http://127.0.0.1:{server.server_port}")
+@contextlib.contextmanager
+def serve(answer, entry={}, port=0):
+    """A server whose completions are `answer(body)`: a status and a body."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler) as server:
+        server.answer, server.asked = answer, []
+        server.models = {"object": "list", "data": [{"id": "m", **entry}]}
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def connect(server, model):
+    return contextlib.closing(start_engine(model, 512, server=f"http://127.0.0.1:{server.server_port}"))
+
+
+def gives(**changed):
+    return lambda body: (200, {"choices": [CHOICE | changed]})
+
+
+def ask(engine, **options):
+    [(_, completion)] = stream(engine, [Request("1", [1, 2, 3], 4, 7, options.pop("stop", []), **options)])
+    return completion
+
+
+def test_a_server_without_usage_or_logprobs_hangs_nothing(model):
+    with serve(gives()) as server, connect(server, model) as engine:
+        completion = ask(engine)
+        assert completion.text == "Yes" and completion.finished and completion.tokens > 0
+        with pytest.raises(BadInput, match="--judge 0"):
+            ask(engine, logprobs=20)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda body: (200, {"choices": []}),
+        lambda body: (200, []),
+        lambda body: (200, b"not json"),
+        gives(text=None),
+        gives(finish_reason=None),
+        gives(finish_reason="abort"),
+        lambda body: (500, b"<html>\nsorry\n</html>"),
+        lambda body: (400, NO_TOKENS),
+    ],
+)
+def test_an_odd_answer_is_one_line_and_no_completion(model, answer):
+    with serve(answer) as server:
+        url = f"http://127.0.0.1:{server.server_port}/v1"
+        with pytest.raises(BadInput, match=f"^the server {url} .*[^\n]$"), connect(server, model):
+            pass
+        server.models = b"<html>log in</html>"
+        with pytest.raises(BadInput, match=f"^the server {url} failed: not JSON"), connect(server, model):
+            pass
+
+
+def test_half_a_surrogate_pair_becomes_a_question_mark(model):
+    with serve(gives(text="a\ud83d")) as server, connect(server, model) as engine:
+        assert ask(engine).text == "a?"
+
+
+def test_a_server_that_takes_no_token_ids_or_has_another_vocabulary_is_refused(model):
+    texts_only = lambda body: gives()(body) if isinstance(body["prompt"], str) else (400, NO_TOKENS)
+    with serve(texts_only) as server, pytest.raises(BadInput, match="takes token ids"):
+        start_engine(model, 512, server=f"http://127.0.0.1:{server.server_port}")
+    counted = lambda body: (200, {"choices": [CHOICE], "usage": {"prompt_tokens": 9, "completion_tokens": 1}})
+    with serve(counted) as server, pytest.raises(BadInput, match="another vocabulary"):
+        start_engine(model, 512, server=f"http://127.0.0.1:{server.server_port}")
+
+
+def test_stop_strings_beyond_those_that_a_server_takes_are_seen_to_here(model):
+    def at_most_4(body):
+        cut = {"text": "x = 1\nB y", "finish_reason": "length"}
+        return gives(**cut)(body) if len(body.get("stop", [])) <= 4 else (400, NO_TOKENS)
+
+    with serve(at_most_4) as server, connect(server, model) as engine:
+        completion = ask(engine, stop=["1", "2", "3", "4", " y", "\nB"])
+        assert server.asked[-1]["stop"] == ["1", "2", "3", "4"]
+        assert completion.text == "x = 1" and completion.finished
+
+
+@pytest.mark.parametrize(
+    "logprobs",
+    [
+        {"top_logprobs": [{" Yes": -0.5, " No": -2.0}]},
+        {
+            "content": [
+                {"top_logprobs": [{"token": " Yes", "logprob": -0.5}, {"token": " No", "logprob": -2.0}]}
+            ]
+        },
+    ],
+)
+def test_logprobs_of_either_protocol_are_read_and_a_context_in_either_place(model, logprobs):
+    with (
+        serve(gives(logprobs=logprobs), {"meta": {"n_ctx": 256}}) as server,
+        connect(server, model) as engine,
+    ):
+        assert ask(engine, logprobs=20).first == pytest.approx({" Yes": 0.60653, " No": 0.13534}, abs=1e-4)
+        assert engine.context == 256
+
+
+def test_a_server_that_fails_is_an_error_and_one_that_restarts_is_waited_for(model, capsys):
+    with serve(gives()) as server, connect(server, model) as engine:
+        server.answer, server.asked = lambda body: (500, b"out of memory"), []
+        with pytest.raises(BadInput, match="HTTP 500: out of memory"):
+            ask(engine)
+        assert len(server.asked) == servers.FAILURES
+    with serve(gives()) as server, connect(server, model) as engine:
         server.shutdown()
+        server.server_close()
+        later = threading.Timer(2, lambda: restart.enter_context(serve(gives(), port=server.server_port)))
+        with contextlib.ExitStack() as restart:
+            later.start()
+            assert ask(engine).text == "Yes"
 
 
-def test_a_server_without_usage_or_logprobs_hangs_nothing(engine):
-    request = Request("1", [1, 2, 3], 4, None, [])
-    [(_, completion)] = stream(engine, [request])
-    assert completion.text == "Yes" and completion.finished and completion.tokens > 0
-    with pytest.raises(BadInput, match="--judge 0"):
-        list(stream(engine, [Request("2", [1, 2, 3], 1, None, [], logprobs=20)]))
+def test_this_machine_is_asked_without_the_proxy_of_the_environment(model, monkeypatch):
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with serve(gives()) as server, connect(server, model) as engine:
+        assert ask(engine).text == "Yes" and servers.is_up(server.server_port)
+    assert servers.proxy("http://server.example/v1") == "http://127.0.0.1:9"
+
+
+def test_a_failed_start_names_its_cause_and_keeps_the_log(model, tmp_path, monkeypatch):
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "90000")
+    log = tmp_path / "vllm.log"
+    with pytest.raises(BadInput, match="90000") as refused:
+        start_engine(model, 512, data_parallel=1, log=log)
+    assert str(log) in str(refused.value) and "Error" in log.read_text()
+
+
+def test_an_option_of_vllms_is_given_to_it_and_an_unknown_one_refused(model, monkeypatch):
+    given = {}
+    monkeypatch.setattr(OwnServer, "connect", lambda self, urls: given.update(self.options) or [])
+    options = ["max-num-seqs=7", "enable_prefix_caching=false", "load_format=dummy"]
+    start_engine(model, 512, data_parallel=1, engine_option=options)
+    assert given["max_num_seqs"] == 7 and given["enable_prefix_caching"] is False
+    assert given["load_format"] == "dummy"
+    with pytest.raises(BadInput, match="no_such"):
+        start_engine(model, 512, engine_option=["no_such=1"])
+    with pytest.raises(BadInput, match="NAME=VALUE"):
+        start_engine(model, 512, engine_option=["max_num_seqs"])

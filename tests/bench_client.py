@@ -1,0 +1,127 @@
+"""What the client of a server costs: milliseconds of a core for each request, and requests a second.
+
+    python tests/bench_client.py [--windows 256 1024 8192] [--rounds 3]
+
+`ours` is parts/server.py; `openai` sends the same requests by the openai package, whose client it was before.
+They take turns against a stand-in that answers at once after 0.2 s, in a process of its own. Prompts are
+1,118 token ids and answers 1,650 characters, as of the paper's responses.
+"""
+
+import argparse
+import asyncio
+import itertools
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+DELAY = 0.2
+ANSWER = {
+    "choices": [{"index": 0, "text": "x = 1  # some text of the answer\n" * 50, "finish_reason": "stop"}],
+    "usage": {"prompt_tokens": 1118, "completion_tokens": 400, "total_tokens": 1518},
+    "id": "c", "object": "text_completion", "created": 0, "model": "m",
+}  # fmt: skip
+
+
+class StandIn(asyncio.Protocol):
+    """Just enough of HTTP that it takes little of the core that it shares with the client."""
+
+    def connection_made(self, transport):
+        self.transport, self.received = transport, b""
+
+    def data_received(self, data: bytes):
+        self.received += data
+        while (end := self.received.find(b"\r\n\r\n")) >= 0:
+            head = self.received[:end].lower()
+            length = int(head.partition(b"content-length:")[2].split(b"\r\n")[0])
+            if len(self.received) < end + 4 + length:
+                return
+            self.received = self.received[end + 4 + length :]
+            asyncio.get_running_loop().call_later(DELAY, self.answer)
+
+    def answer(self):
+        body = json.dumps(ANSWER).encode()
+        head = f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        if not self.transport.is_closing():
+            self.transport.write(head.encode() + body)
+
+
+async def stand_in():
+    server = await asyncio.get_running_loop().create_server(StandIn, "127.0.0.1", 0, backlog=20_000)
+    print(server.sockets[0].getsockname()[1], flush=True)
+    await server.serve_forever()
+
+
+def client(name: str, port: int, window: int):
+    """Prints milliseconds of this process for a request, and requests a second."""
+    sys.path.insert(0, str(ROOT))
+    from parts.engine import Request, stream
+    from parts.server import Server
+
+    class Known(Server):
+        """Without the trial, which this stand-in would not stand."""
+
+        def connect(self, urls):
+            return [(url, "m") for url in urls]
+
+    class OpenAI(Known):
+        async def complete(self, request, url, name):
+            answer = await package.completions.create(
+                model=name, prompt=request.prompt, max_tokens=request.max_tokens, seed=request.seed,
+                temperature=request.temperature, top_p=request.top_p, stop=request.stop,
+                extra_body={"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0},
+            )  # fmt: skip
+            return answer.choices[0].text
+
+    if name == "openai":
+        import httpx
+        import openai
+
+        unlimited = openai.DefaultAsyncHttpxClient(limits=httpx.Limits(max_connections=None))
+        package = openai.AsyncOpenAI(
+            base_url=f"http://127.0.0.1:{port}/v1", api_key="none", http_client=unlimited, max_retries=90
+        )
+    kind = OpenAI if name == "openai" else Known
+    engine = kind([f"http://127.0.0.1:{port}"], str(ROOT / "models" / "smollm2-135m"), 8192)
+    engine.window, prompt = window, list(range(1000, 2118))
+    make = lambda number: Request(str(number), prompt, 1536, number, ["</tests>"], temperature=0.7)
+    count = 2 * window + 1000
+    for _ in stream(engine, map(make, range(100))):  # connections, imports
+        pass
+    wall, core = time.perf_counter(), time.process_time()
+    answered = sum(1 for _ in stream(engine, map(make, range(100, 100 + count))))
+    wall, core = time.perf_counter() - wall, time.process_time() - core
+    assert answered == count
+    engine.close()
+    print(json.dumps([1000 * core / count, count / wall]), flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--windows", nargs="+", type=int, default=[256, 1024, 8192])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--client", nargs=3, metavar=("NAME", "PORT", "WINDOW"), help=argparse.SUPPRESS)
+    parser.add_argument("--stand-in", action="store_true", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.stand_in:
+        return asyncio.run(stand_in())
+    if given.client:
+        return client(given.client[0], *map(int, given.client[1:]))
+    me = [sys.executable, __file__]
+    with subprocess.Popen([*me, "--stand-in"], stdout=subprocess.PIPE, text=True) as server:
+        port = server.stdout.readline().strip()
+        for window, _ in itertools.product(given.windows, range(given.rounds)):
+            found = {}
+            for name in ("openai", "ours"):
+                command = [*me, "--client", name, port, str(window)]
+                done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+                found[name] = json.loads(done.stdout)
+            cells = (f"{name} {ms:.2f} ms, {rate:.0f}/s" for name, (ms, rate) in found.items())
+            print(f"window {window}: {'; '.join(cells)}; {found['openai'][0] / found['ours'][0]:.0f} times")
+        server.terminate()
+
+
+if __name__ == "__main__":
+    main()
