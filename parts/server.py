@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import functools
+import gc
 import http.client
 import itertools
 import json
@@ -66,6 +67,7 @@ class Server:
         self.servers = itertools.cycle(self.connect([re.sub(r"(/v1)?/*$", "/v1", url) for url in urls]))
         self.finished, self.loop = queue.SimpleQueue(), asyncio.new_event_loop()
         threading.Thread(target=self.loop.run_forever, daemon=True).start()
+        gc.freeze()  # collections would walk through the libraries' objects again and again
 
     def connect(self, urls: list[str]) -> list[tuple[str, str]]:
         """(address, its name of the model) of each server, after a trial of each. Raises BadInput."""

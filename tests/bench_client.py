@@ -87,7 +87,7 @@ def client(name: str, port: int, window: int):
     engine = kind([f"http://127.0.0.1:{port}"], str(ROOT / "models" / "smollm2-135m"), 8192)
     engine.window, prompt = window, list(range(1000, 2118))
     make = lambda number: Request(str(number), prompt, 1536, number, ["</tests>"], temperature=0.7)
-    count = 2 * window + 1000
+    count = max(window, 2000)
     for _ in stream(engine, map(make, range(100))):  # connections, imports
         pass
     wall, core = time.perf_counter(), time.process_time()
