@@ -63,3 +63,4 @@ if ! cmp -s "$requirements" .venv/installed.txt; then
     echo "installed in $((SECONDS - begin)) s"
 fi
 export PATH="$PWD/.venv/bin:$PATH"
+export VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1 # before any library is imported

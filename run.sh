@@ -39,7 +39,7 @@ else
     generate= train= evaluate=
     base_prompt=completion
     gpus=$(python -c 'import torch; print(torch.cuda.device_count())')
-    if [ "$gpus" -gt 1 ]; then launch="torchrun --nproc-per-node $gpus"; fi
+    if [ "$gpus" -gt 1 ]; then launch="torchrun --standalone --nproc-per-node $gpus"; fi
 fi
 if [ -z "$out" ]; then
     out=runs/first
