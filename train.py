@@ -716,11 +716,36 @@ def save_model(out: Path, unfinished: Path, settings: dict, model, tokenizer):
         shutil.rmtree(made, ignore_errors=True)
         model.save_pretrained(made, state_dict=weights)
         tokenizer.save_pretrained(made)
+        add_older_forms(made)
         shutil.copy(unfinished / "log.jsonl", made)
         plot(made / "log.jsonl", made / "loss.png")
         (made / "train.json").write_text(json.dumps(settings, indent=2))
         os.replace(made, out)
         shutil.rmtree(unfinished)
+
+
+def add_older_forms(folder: Path):
+    """Write into a checkpoint folder of transformers 5 what version 4 reads, and the libraries built on it:
+    without it they take another rotary base, fp32, no chat template or no tokenizer, mostly in silence."""
+    file = folder / "config.json"
+    config = json.loads(file.read_text())
+    config["torch_dtype"] = config["dtype"]
+    rope = config.get("rope_parameters") or {}
+    if "rope_theta" in rope:  # not there where each kind of layer has its own: version 4 has no form for that
+        config["rope_theta"] = rope["rope_theta"]
+        if rope.get("rope_type", "default") != "default":
+            config["rope_scaling"] = {key: value for key, value in rope.items() if key != "rope_theta"}
+    file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+    file, template = folder / "tokenizer_config.json", folder / "chat_template.jinja"
+    config = json.loads(file.read_text())
+    if config.get("tokenizer_class") == "TokenizersBackend":
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(config.get("extra_special_tokens"), list):
+        config["additional_special_tokens"] = config.pop("extra_special_tokens")
+    if template.is_file():
+        config["chat_template"] = template.read_text()
+    file.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
 
 
 def plot(log: Path, image: Path):

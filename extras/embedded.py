@@ -34,6 +34,8 @@ def dequantize(gguf_file: Path, folder: Path):
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
     from transformers.utils.logging import disable_progress_bar
 
+    from train import add_older_forms
+
     disable_progress_bar()
     options = {"quantization_config": GgufConfig(dequantize=True), "dtype": torch.bfloat16}
     model = AutoModelForCausalLM.from_pretrained(gguf_file.parent, gguf_file=gguf_file.name, **options)
@@ -41,10 +43,12 @@ def dequantize(gguf_file: Path, folder: Path):
     shutil.rmtree(unfinished, ignore_errors=True)
     model.save_pretrained(unfinished)
     AutoTokenizer.from_pretrained(gguf_file.parent, gguf_file=gguf_file.name).save_pretrained(unfinished)
+    add_older_forms(unfinished)
     os.replace(unfinished, folder)
 
 
 if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).parent.parent)  # where train.py is
     if len(sys.argv) != 2:
         sys.exit(__doc__)
     make_checkpoint(Path(sys.argv[1]))

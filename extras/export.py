@@ -156,7 +156,7 @@ def without_folders(value):
     if not isinstance(value, str):
         return value
     names = value.split(" and ")  # as several models are written
-    local = (name.startswith(("/", ".", "~")) or Path(name).exists() for name in names)
+    local = (name.startswith(("/", ".", "~")) or os.path.exists(name) for name in names)
     return " and ".join(Path(name).name if is_local else name for name, is_local in zip(names, local))
 
 

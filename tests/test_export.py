@@ -33,7 +33,8 @@ def run_folder(tmp_path):
     config = {
         "model": "owner/model",
         "source": "stdlib",
-        "decontamination": "substrings of humaneval+; mbpp+ NOT SEARCHED: offline",
+        # Longer than a file name may be, as where no benchmark file can be had
+        "decontamination": "substrings of humaneval+; mbpp+ NOT SEARCHED: offline" + " and no way there" * 20,
         "sandbox": {"network": "loopback only"},
         "versions": {"vllm": None, "torch": "2.13.0"},
     }

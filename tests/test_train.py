@@ -629,3 +629,79 @@ def test_a_fine_tune_learns_and_leaves_a_model_that_loads(model, tmp_path, comma
     prompt = torch.tensor([ids[:prompt_length]])
     answer = loaded.generate(prompt, max_new_tokens=8, do_sample=False)[0]
     assert answer.tolist() == ids  # the taught answer, ended by the end-of-text token
+
+
+OLDER = ("transformers==4.57.6", "huggingface_hub==0.36.0", "tokenizers==0.22.2")
+READ = """
+import json, sys, torch, transformers
+from transformers import AutoModelForCausalLM, AutoTokenizer
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
+prompt = tokenizer.apply_chat_template([{"role": "user", "content": "Add."}], tokenize=False, add_generation_prompt=True)
+ids = tokenizer(prompt + "def add(a, b): <|first|>").input_ids
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1], torch_dtype="auto")
+dtype, inputs = str(model.dtype), torch.arange(50, 250)[None]
+with torch.no_grad():
+    loss = model.float()(inputs, labels=inputs).loss.item()
+print(json.dumps([transformers.__version__, ids, dtype, loss]))
+"""
+
+
+@pytest.fixture(params=["llama", "qwen2", "starcoder2"])
+def checkpoint(request, tokenizer, tmp_path):
+    """A tiny random model as transformers 5 saves it: a rotary base and scaling of its own, an added token."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    rope = {"rope_type": "linear", "factor": 2.0, "rope_theta": 77777.0}
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes |= {
+        "num_key_value_heads": 2,
+        "vocab_size": len(tokenizer) + 8,
+        "eos_token_id": 2,
+        "bos_token_id": 1,
+    }
+    config = AutoConfig.for_model(request.param, **sizes, rope_parameters=rope)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    for weight in model.parameters():
+        if weight.dim() > 1:
+            torch.nn.init.normal_(weight, std=0.2)  # so that positions matter
+    model.save_pretrained(tmp_path)
+    added = type(tokenizer).from_pretrained(tokenizer.name_or_path)
+    added.add_special_tokens({"additional_special_tokens": ["<|first|>"]})
+    added.save_pretrained(tmp_path)
+    return tmp_path
+
+
+def read_checkpoint(folder, **env) -> list:
+    done = subprocess.run([sys.executable, "-c", READ, folder], capture_output=True, env=os.environ | env)
+    assert done.returncode == 0, done.stderr.decode()[-2000:]
+    return json.loads(done.stdout)
+
+
+def test_a_checkpoint_has_what_transformers_4_reads_and_5_reads_it_as_before(checkpoint):
+    before = read_checkpoint(checkpoint)
+    train.add_older_forms(checkpoint)
+    assert read_checkpoint(checkpoint) == before
+    config = json.loads((checkpoint / "config.json").read_text())
+    assert config["rope_theta"] == 77777.0 and config["rope_scaling"] == {
+        "rope_type": "linear",
+        "factor": 2.0,
+    }
+    assert config["torch_dtype"] == config["dtype"] == "bfloat16"
+    config = json.loads((checkpoint / "tokenizer_config.json").read_text())
+    assert config["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert config["additional_special_tokens"] == ["<|first|>"] and "extra_special_tokens" not in config
+    assert config["chat_template"] == (checkpoint / "chat_template.jinja").read_text()
+
+
+@pytest.mark.skipif(not os.environ.get("SLOW"), reason="installs another transformers: set SLOW=1")
+def test_transformers_4_reads_the_same_model(checkpoint, tmp_path_factory):
+    older = tmp_path_factory.mktemp("older")
+    install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", older, *OLDER]
+    subprocess.run(install, check=True)
+    train.add_older_forms(checkpoint)
+    version, ids, dtype, loss = read_checkpoint(checkpoint)
+    older_version, older_ids, older_dtype, older_loss = read_checkpoint(checkpoint, PYTHONPATH=str(older))
+    assert version.startswith("5.") and older_version == "4.57.6" and dtype == older_dtype
+    assert abs(loss - older_loss) < 1e-3
+    # Version 5 takes the tokenizer of Qwen2's kind for a model of that kind, whatever the files say: as before
+    assert ids == older_ids or "qwen2" in (checkpoint / "config.json").read_text()
