@@ -394,7 +394,7 @@ def write_result(job: Job):
     result = job.settings | {
         "prompt_used": next((row["prompt"] for row in read_rows(job.folder / "answers.jsonl")), None),
         "dataset_version": VERSIONS.get(job.settings["dataset_md5"]),
-        "searched": searched_for(job.settings["model"]),
+        "searched": searched_for(job.settings.get("model")),
         "checked_again": [key for key, rows in found.items() if any("retried" in row for row in rows)],
         **{kind: summary([counts[kind] for counts in passing.values()], samples) for kind in kinds},
         "tasks": {key: {kind: n > 0 for kind, n in counts.items()} for key, counts in passing.items()},

@@ -480,7 +480,11 @@ def test_the_answers_of_all_models_are_checked_together_and_equal_ones_once(tmp_
         (tmp_path / name).mkdir()
         settings = {"benchmark": "humaneval", "dataset_md5": ""}
         samples = [("HumanEval/0", "right"), ("HumanEval/1", second)]
-        jobs.append(ours.Job(tmp_path / name, settings, {task_id: {} for task_id, _ in samples}, samples))
+        jobs.append(
+            ours.Job(
+                tmp_path / name, settings, {task_id: {"plus_input": []} for task_id, _ in samples}, samples
+            )
+        )
     ours.score(jobs, 1)
     assert calls == [[("HumanEval/0", "right"), ("HumanEval/1", "wrong"), ("HumanEval/1", "right")]]
     scores = [json.loads((tmp_path / name / "result.json").read_text())["base"]["k"] for name in "ab"]
