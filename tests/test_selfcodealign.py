@@ -250,7 +250,7 @@ def start(out: Path, model: str, source: Path, *options, stage="run") -> subproc
 
 
 def finish(process: subprocess.Popen) -> str:
-    output, errors = process.communicate(timeout=600)
+    output, errors = process.communicate(timeout=1800)
     assert process.returncode == 0, errors[-3000:]
     return output
 
@@ -768,7 +768,7 @@ for name in ("method", *(name for name in rivals.TABLES if name not in rivals.OT
     for stage in ("seeds", "concepts", "instructions", "responses"):
         assert run.path(stage).exists(), (name, stage)
 """
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=600)
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=1800)
     for name in ("method", *rivals.TABLES.keys() - rivals.OTHER_SOURCES.keys()):
         counts = funnel(tmp_path / name)
         assert not any(stage["waiting"] for stage in counts["stages"]), name
