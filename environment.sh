@@ -14,7 +14,8 @@ fi
 install() { # uv, which is several times as fast; pip where uv reaches nothing, as behind a mirror that only pip knows
     export UV_FIND_LINKS=${UV_FIND_LINKS-${PIP_FIND_LINKS-}} UV_LINK_MODE=copy VIRTUAL_ENV=$PWD/.venv
     # Bytecode is compiled now, not at each start where PYTHONDONTWRITEBYTECODE is set: 8 s of every start of vLLM.
-    export UV_COMPILE_BYTECODE=1
+    # A busy machine may take more than uv's own minute for a file.
+    export UV_COMPILE_BYTECODE=1 UV_COMPILE_BYTECODE_TIMEOUT=600
     local pip="$VIRTUAL_ENV/bin/python -m pip --disable-pip-version-check" uv
     uv=$(command -v uv) || { $pip install uv==0.13.9 && uv=$VIRTUAL_ENV/bin/uv; } || uv=false
     if [ $requirements = requirements.txt ]; then
