@@ -13,10 +13,19 @@ from parts.rows import BadInput  # noqa: E402
 
 
 @pytest.fixture(scope="session")
-def model() -> str:
+def embedded() -> str:
     """The embedded model's checkpoint folder, which test.sh makes."""
     folder = ROOT / "models" / "smollm2-135m"
     assert folder.is_dir(), f"make it first: python extras/embedded.py {folder}"
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def model(embedded, tmp_path_factory) -> str:
+    """A checkpoint folder for all tests whose point is not the text: fast, and every row is well-formed."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    # In a process of its own: the sandbox's tests start from one that has no threads
+    subprocess.run([sys.executable, Path(__file__).parent / "tiny_model.py", embedded, folder], check=True)
     return str(folder)
 
 

@@ -48,14 +48,14 @@ print(resident("VmHWM") - before)
 
 
 @pytest.mark.parametrize("precision, recompute", [("mixed", False), ("fp32", True)])
-def test_the_predicted_peak_is_what_a_step_takes(precision, recompute, model):
+def test_the_predicted_peak_is_what_a_step_takes(precision, recompute, embedded):
     from transformers import AutoConfig
 
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-    command = [sys.executable, "-c", REAL, precision, str(recompute), model]
+    command = [sys.executable, "-c", REAL, precision, str(recompute), embedded]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    config = AutoConfig.from_pretrained(model)
+    config = AutoConfig.from_pretrained(embedded)
     config.num_hidden_layers = 8
     predicted = memory.peak(config, 1, precision, recompute, pack_tokens=2048)["Total"]
     # The CPU's attention copies keys and values for every query head, which the GPU's kernel does not
@@ -69,11 +69,11 @@ def test_gpus_share_weights_gradients_and_optimizer():
     assert weights[4]["Total"] < 0.6 * weights[1]["Total"]
 
 
-def test_the_doctor_says_what_does_not_fit_and_what_cannot_be_used(command, model, tmp_path):
+def test_the_doctor_says_what_does_not_fit_and_what_cannot_be_used(command, embedded, tmp_path):
     (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho NVIDIA H100, 81559 MiB, 570.86.10\n")
     (tmp_path / "nvidia-smi").chmod(0o755)
     path = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    done = command("selfcodealign.py", "doctor", "--model", model, env=path)
+    done = command("selfcodealign.py", "doctor", "--model", embedded, env=path)
     assert done.returncode == 0 and "CANNOT USE THEM" in done.stdout and "train.py --model" in done.stdout
     large = tmp_path / "large"
     large.mkdir()

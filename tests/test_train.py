@@ -480,10 +480,10 @@ def test_after_a_full_disk_the_same_command_goes_on(tiny, data, tmp_path, comman
     assert [row["step"] for row in rows_of(tmp_path / "model")] == [1, 2, 3, 4, 5]
 
 
-def test_too_little_memory_is_one_line(model, tmp_path, command):
+def test_too_little_memory_is_one_line(embedded, tmp_path, command):
     row = {"instruction": "Count.", "response": "\n".join(f"x{n} = {n}" for n in range(3000))}
     (tmp_path / "long.jsonl").write_text(json.dumps(row) + "\n")
-    words = options(model, tmp_path / "long.jsonl", tmp_path / "model", "--max-length", 8192)
+    words = options(embedded, tmp_path / "long.jsonl", tmp_path / "model", "--max-length", 8192)
     stopped = command("train.py", *words, "--recompute", "off", prefix=["prlimit", "--as=4000000000"])
     refused(stopped, "out of memory", "--recompute on")
 
@@ -610,11 +610,11 @@ def test_a_chat_model_may_keep_its_template(tiny, tmp_path, command):
     assert AutoTokenizer.from_pretrained(out).chat_template == tokenizer.chat_template
 
 
-def test_a_fine_tune_learns_and_leaves_a_model_that_loads(model, tmp_path, command):
+def test_a_fine_tune_learns_and_leaves_a_model_that_loads(embedded, tmp_path, command):
     data, out = tmp_path / "sft.jsonl", tmp_path / "model"
     data.write_text("".join(json.dumps({"instruction": i, "response": r}) + "\n" for i, r in EXAMPLES[:2]))
     recipe = "--epochs 6 --batch-size 2 --lr 5e-5 --precision mixed".split()
-    options = ["--model", model, "--data", data, "--out", out, *recipe]
+    options = ["--model", embedded, "--data", data, "--out", out, *recipe]
     first = command("train.py", *options)
     assert first.returncode == 0, first.stderr[-2000:]
     losses = [json.loads(line)["loss"] for line in (out / "log.jsonl").read_text().splitlines()]
