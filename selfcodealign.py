@@ -39,11 +39,9 @@ import re
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
 
 from parts import code, seeds
 from parts.code import program, python_code, runnable_code
@@ -51,8 +49,7 @@ from parts.contamination import Decontaminator, Finding
 from parts.duplicates import NearDuplicates
 from parts.engine import Request, check_model, start_engine, stream
 from parts.examples import CATEGORIES, DIFFICULTIES, Example, load_examples
-from parts.folder import Folder, merge_settings, read_config
-from parts.pool import map_in_order
+from parts.folder import Folder, merge_settings, read_config, read_run
 from parts.rows import Appender, BadInput, KeptRows, digest, draw, progress, read_rows, replacing, row_id
 from sandbox import Sandbox, SandboxError, check_limits
 
@@ -156,10 +153,11 @@ class Run(Folder):
     """A run folder with its settings, its table of stages, and the engine once a stage has needed it."""
 
     def __init__(self, folder: Path, config: dict, engine_options: dict):
-        super().__init__(folder, config)
+        self.stages = stages_of(config)
+        table = {name: (one.parent, one.key, one.several) for name, one in self.stages.items()}
+        super().__init__(folder, config | {"stages": table})
         self.settings = argparse.Namespace(**config)
         self.engine_options = engine_options
-        self.stages = stages_of(config)
 
     @functools.cached_property
     def engine(self):
@@ -181,6 +179,12 @@ class Run(Folder):
 
     def shots(self, stage: str) -> int:
         return int(self.settings.shots.split(",")[WITH_SHOTS.index(stage)])
+
+    @property
+    def answers(self) -> tuple[str, str]:
+        """The stage whose rows are executed and selected, and the field for their ids in later rows."""
+        last = self.stages.get("executions") or self.stages["selection"]
+        return last.parent, last.key
 
     def sandbox(self) -> Sandbox:
         """Uses the cores that a running engine leaves."""
@@ -332,6 +336,11 @@ def draw_deck(run: Run, stage: str, deck: int | str, shots: int) -> list[Example
     return random.Random(draw(run.settings.seed, stage, "shots", deck)).sample(run.examples, shots)
 
 
+def origin(parent: dict, key: str) -> dict[str, str]:
+    """The ids of what a row is made from: those that its parent row has, and, as `key`, the parent's own."""
+    return {name: value for name, value in parent.items() if name.endswith("_id")} | {key: parent["id"]}
+
+
 def build_requests(
     run: Run,
     stage: str,
@@ -349,7 +358,12 @@ def build_requests(
         prompt = table_row.prompt(examples, fields, parent, settings)
         token_ids = run.engine.tokenizer(prompt).input_ids
         for n in numbers:
-            row = {"id": row_id(stage, parent["id"], n), table_row.key: parent["id"], "sample": n, **fields}
+            row = (
+                {"id": row_id(stage, parent["id"], n)}
+                | origin(parent, table_row.key)
+                | {"sample": n}
+                | fields
+            )
             row |= {"examples": [example.name for example in examples], "prompt": digest(prompt)[:16]}
             seed = row["sampling_seed"] = draw(settings.seed, stage, "sampling", row["id"])
             if len(token_ids) + max_tokens > run.engine.context:
@@ -609,7 +623,7 @@ def malformed_code(text: str) -> str | None:
 def execute(run: Run):
     """Paper 2.3: each response runs with its own tests in the sandbox; only `passed` is kept."""
     on_disk = {row["id"] for row in read_rows(run.path("executions"))}
-    responses = run.kept(run.stages["executions"].parent)
+    responses = run.kept(run.answers[0])
     waiting = [row for row in responses if row_id("executions", row["id"]) not in on_disk]
     outcomes = Counter()
     with progress(total=len(waiting), desc="executions", unit="program") as bar:
@@ -634,7 +648,7 @@ def run_programs(run: Run, responses: Iterable[dict]) -> Iterator[str]:
                 print(f"\nno verdict from the sandbox: {result.detail}", file=sys.stderr)
             else:
                 rejected = {} if result.outcome == "passed" else {"reject": result.outcome}
-                ids = {"id": row_id("executions", row["id"]), "response_id": row["id"]}
+                ids = {"id": row_id("executions", row["id"])} | origin(row, run.answers[1])
                 file.append(ids | verdict | rejected)
             yield result.outcome
 
@@ -685,16 +699,9 @@ class BackgroundExecution:
 # ------------------------------------------------------------------------------------------ 2.3, C: selection
 
 
-ON_ALL_CORES = 5_000  # so many examples to examine are worth the start of processes
-
-
 class Filters:
-    """What an example must be, given those kept before. A call with what `examine` gives says {"reject":
-    reason, ...}, or {}: the example is kept.
-
-    An example that is kept here and turns out to solve a benchmark's task still counts as kept for those
-    after it.
-    """
+    """What an example must be, given those kept before. A call returns {"reject": reason, ...}, or {} and
+    remembers the example, even one that turns out later to solve a benchmark's task."""
 
     longest = 200  # words of an instruction
 
@@ -703,34 +710,31 @@ class Filters:
         self.seen = set()
         self.near = {part: NearDuplicates(0.7) for part in ("instruction", "response", "code")}
 
-    def examine(self, instruction: str, response: str) -> tuple:
-        """What a call needs to know of an example, and what takes its time. Needs no other example."""
-        find = self.decontaminator.contaminated_by
-        return instruction, *self.hashes(instruction, response), find(instruction) or find(response)
-
-    def __call__(self, instruction: str, exact: dict, near: dict, finding: Finding | None) -> dict:
+    def __call__(self, instruction: str, response: str) -> dict:
         if len(instruction.split()) > self.longest:
             return {"reject": "long_instruction"}
+        exact, near = self.hashes(instruction, response)
         for reason, number in exact.items():
             if number in self.seen:
                 return {"reject": reason}
-        if finding:
+        find = self.decontaminator.contaminated_by
+        if finding := find(instruction) or find(response):
             return contaminated(finding)
-        for part, numbers in near.items():
-            if self.near[part].seen.has_any(numbers):
+        for part, bands in near.items():
+            if self.near[part].seen.has_any(bands):
                 return {"reject": f"near_duplicate_{part}"}
-        self.count_as_kept(exact, near)
+        self.remember(exact, near)
         return {}
 
-    def count_as_kept(self, exact: dict[str, int], near: dict[str, np.ndarray]):
+    def remember(self, exact: dict, near: dict):
         self.seen.update(exact.values())
-        for part, numbers in near.items():
-            self.near[part].seen.add(numbers)
+        for part, bands in near.items():
+            self.near[part].seen.add(bands)
 
-    def hashes(self, instruction: str, response: str) -> tuple[dict[str, int], dict[str, np.ndarray]]:
+    def hashes(self, instruction: str, response: str) -> tuple[dict, dict]:
         """{reason: hash of what may occur once only}, {part: hashes of its MinHash bands}."""
-        response_code = python_code(response)
-        functions, classes = code.defined_names(response_code)
+        source = python_code(response)
+        functions, classes = code.defined_names(source)
         exact = {
             "same_instruction": "".join(instruction.split()),
             "same_response": "".join(response.split()),
@@ -738,7 +742,7 @@ class Filters:
             "same_class_names": classes,
         }
         numbers = {reason: int(digest(reason, value)[:16], 16) for reason, value in exact.items() if value}
-        texts = {"instruction": instruction, "response": response, "code": code.bare_code(response_code)}
+        texts = {"instruction": instruction, "response": response, "code": code.bare_code(source)}
         return numbers, {part: self.near[part].hashes(text) for part, text in texts.items()}
 
 
@@ -747,105 +751,92 @@ def contaminated(finding: Finding) -> dict:
     return {"reject": reason, "benchmark": [finding.task], "share": share}
 
 
-def select(run: Run, filters: Filters | None = None, most: float = math.inf) -> int:
+def select(run: Run):
     """Paper 2.3 and C: one passing response for each instruction, then the filters, in a drawn order.
 
-    What --pass-rate and --min-killed leave out is rejected first; both are off in the paper.
-    Only an instruction's first response in that order is offered to the filters. Done as a whole each time;
-    its files are replaced as a whole. Returns the number of examples. `filters` and `most` are set by
-    extras/rivals.py only.
+    Done as a whole each time: its files are replaced as a whole.
     """
-    origins, filters = Origins(run.folder, run.stages), filters or Filters(run.decontaminator)
-    response_ids = ordered_responses(run, origins)
-    unwanted = outside_pass_rate(run, origins, response_ids)
+    write_selection(run, judge_passing(run, Filters(run.decontaminator)))
+
+
+def judge_passing(run: Run, filters: Filters) -> dict[str, dict]:
+    """{id of a passing response: {}, or why it is rejected}. What --pass-rate and --min-killed leave out is
+    rejected first; both are off in the paper."""
+    passing = in_drawn_order(run, run.kept(run.stages["selection"].parent))
+    verdicts = outside_pass_rate(run, passing)
     if run.settings.min_killed:
-        wanted = [response_id for response_id in response_ids if response_id not in unwanted]
-        unwanted |= extra("quality").weakly_tested(run, origins, wanted)
-    offered = [response_id for response_id in response_ids if response_id not in unwanted]
-    verdicts, tried = choose(run, origins, offered, filters)
-    coverage = "; ".join(filter(None, (run.decontaminator.coverage, tried)))
+        verdicts |= extra("quality").weakly_tested(run, [one for one in passing if one not in verdicts])
+    verdicts |= choose(run, {one: task for one, task in passing.items() if one not in verdicts}, filters)
+    coverage = "; ".join(filter(None, (run.decontaminator.coverage, reject_solved(run, verdicts))))
     run.save(decontamination=coverage, searched=run.decontaminator.suites)
-    return write_selection(run, origins, unwanted | verdicts, most)
+    return verdicts
 
 
-def outside_pass_rate(run: Run, origins: "Origins", response_ids: list[str]) -> dict[str, dict]:
-    """{response id: its reject} of the passing responses to tasks that --pass-rate leaves out: too hard, or
-    too easy, for this model."""
-    low, high = run.settings.pass_rate
-    if low <= 0 and high >= 1:
-        return {}
-    task_of = {one: origins.task(origins.responses[one])["id"] for one in response_ids}
-    passing = Counter(task_of.values())
-    is_left_out = lambda task: not low <= passing[task] / run.settings.samples <= high
-    return {one: {"reject": "pass_rate"} for one in response_ids if is_left_out(task_of[one])}
+def in_drawn_order(run: Run, rows: Iterable[dict]) -> dict[str, str]:
+    """{response id: instruction id} of responses, or of their executions, in an order drawn from the seed."""
+    task_of = {row.get(run.answers[1], row["id"]): row["instruction_id"] for row in rows}
+    sort_key = lambda response_id: digest(run.settings.seed, "selection", response_id)
+    return {response_id: task_of[response_id] for response_id in sorted(task_of, key=sort_key)}
 
 
-def ordered_responses(run: Run, origins: "Origins", outcomes: Iterable[str] = ("passed",)) -> list[str]:
-    """The ids of the responses with one of the outcomes, or of all where none is executed."""
-    tested = "executions" in run.stages
-    found = [one for one in origins.responses if not tested or origins.outcomes.get(one) in outcomes]
-    return sorted(found, key=lambda response_id: digest(run.settings.seed, "selection", response_id))
+def outside_pass_rate(run: Run, passing: dict[str, str]) -> dict[str, dict]:
+    """{response id: its reject} of the tasks that --pass-rate leaves out: too hard, or too easy, for this
+    model."""
+    (low, high), count = run.settings.pass_rate, Counter(passing.values())
+    is_left_out = lambda task: not low <= count[task] / run.settings.samples <= high
+    return {one: {"reject": "pass_rate"} for one, task in passing.items() if is_left_out(task)}
 
 
-def choose(
-    run: Run, origins: "Origins", response_ids: list[str], filters: Filters
-) -> tuple[dict[str, dict], str]:
+def choose(run: Run, candidates: dict[str, str], filters: Filters) -> dict[str, dict]:
     """{response id: {}, or why it is rejected}: an instruction's first response is kept if the filters keep
-    it and it solves no benchmark's task; the others are `not_chosen`, even where the first is rejected. And
-    on how many tasks the first ones were tried, in words."""
-    first = {}  # {instruction id: its first response}
-    for response_id in response_ids:
-        first.setdefault(origins.task(origins.responses[response_id])["id"], response_id)
-    verdicts = {one: {"reject": "not_chosen"} for one in response_ids}
-    candidates = (origins.responses[response_id] for response_id in first.values())
-    texts = ((origins.task(row)["instruction"], row["response"]) for row in candidates)
-    many = len(first) >= ON_ALL_CORES  # spawned: this process may have the engine's threads
-    examined = (
-        map_in_order(filters.examine, texts, start="spawn")
-        if many
-        else itertools.starmap(filters.examine, texts)
-    )
-    bar = progress(zip(first.values(), examined), total=len(first), desc="selection", unit="row")
-    for response_id, example in bar:
-        verdicts[response_id] = filters(*example)
+    it; the others are `not_chosen`, even where the first is rejected."""
+    responses, tasks = KeptRows(run.path(run.answers[0])), KeptRows(run.path("instructions"))
+    offered, verdicts = set(), {}
+    for response_id, task_id in progress(candidates.items(), desc="selection", unit="row"):
+        if task_id in offered:
+            verdicts[response_id] = {"reject": "not_chosen"}
+        else:
+            offered.add(task_id)
+            verdicts[response_id] = filters(tasks[task_id]["instruction"], responses[response_id]["response"])
+    return verdicts
+
+
+def reject_solved(run: Run, verdicts: dict[str, dict]) -> str:
+    """Reject what is kept so far and solves a benchmark's task. Returns a note: on how many it was tried."""
     kept = [response_id for response_id, verdict in verdicts.items() if not verdict]
-    solved, tried = extra("behaviour").solved_benchmarks(run, kept, origins.responses)
+    solved, tried = extra("behaviour").solved_benchmarks(run, kept, KeptRows(run.path(run.answers[0])))
     for response_id, tasks in solved.items():
         verdicts[response_id] = {"reject": "benchmark_solved", "benchmark": tasks}
-    return verdicts, tried
+    return tried
 
 
-def write_selection(
-    run: Run, origins: "Origins", verdicts: dict[str, dict], most: float = math.inf, suffix: str = ""
-) -> int:
-    """Write selection.jsonl, sft.jsonl, of at most `most` examples, and heldout.jsonl; with a suffix to their
-    names the first two only. Returns the number of examples."""
-    examples = 0
+def write_selection(run: Run, verdicts: dict[str, dict], suffix: str = "", untested: Collection[str] = ()):
+    """Write selection.jsonl, and what is kept to sft.jsonl or heldout.jsonl; with a suffix to their names.
+    No example of an `untested` response shows a test."""
+    stage, key = run.answers
+    rows = {name: KeptRows(run.path(name)) for name in (stage, "instructions", "concepts", "seeds")}
     with (
         replacing(run.path(f"selection{suffix}")) as write_verdict,
         replacing(run.path(f"sft{suffix}")) as write_example,
-        contextlib.nullcontext() if suffix else replacing(run.path("heldout")) as write_heldout,
+        replacing(run.path(f"heldout{suffix}")) as write_heldout,
     ):
         for response_id, verdict in verdicts.items():
-            if not verdict:
-                example = example_of(origins, origins.responses[response_id])
-                if chance(run, "held out", example["instruction_id"]) < run.settings.heldout:
-                    verdict = {"reject": "held_out"}
-                    if write_heldout:
-                        write_heldout(example)
-                elif examples >= most:
-                    verdict = {"reject": "enough"}
-                else:
-                    passed = origins.outcomes.get(response_id) == "passed"
-                    write_example(with_test(run, example, passed))
-                    examples += 1
-            write_verdict({"id": row_id("selection", response_id), "response_id": response_id} | verdict)
-    return examples
+            response = rows[stage][response_id]
+            ids = origin(response, key)
+            if not verdict and is_held_out(run, response["instruction_id"]):
+                verdict = {"reject": "held_out"}
+                write_heldout(example_of(response, ids, rows))
+            elif not verdict:
+                write_example(with_test(run, example_of(response, ids, rows), response_id not in untested))
+            write_verdict({"id": row_id("selection", response_id)} | ids | verdict)
 
 
-def example_of(origins: "Origins", response: dict) -> dict:
-    origin = origins.of(response)
-    task, concepts, seed = (origin[stage] for stage in ("instructions", "concepts", "seeds"))
+def is_held_out(run: Run, instruction_id: str) -> bool:
+    return chance(run, "held out", instruction_id) < run.settings.heldout
+
+
+def example_of(response: dict, ids: dict[str, str], rows: dict[str, KeptRows]) -> dict:
+    task = rows["instructions"][ids["instruction_id"]]
     return {
         "id": row_id("sft", response["id"]),
         "instruction": task["instruction"],
@@ -854,13 +845,9 @@ def example_of(origins: "Origins", response: dict) -> dict:
         "program": program_of(response),
         "category": task["category"],
         "difficulty": task["difficulty"],
-        "concepts": concepts["concepts"],
-        "seed": seed["code"],
-        "seed_id": seed["id"],
-        "concepts_id": concepts["id"],
-        "instruction_id": task["id"],
-        "response_id": response["id"],
-    }
+        "concepts": rows["concepts"][ids["concepts_id"]]["concepts"],
+        "seed": rows["seeds"][ids["seed_id"]]["code"],
+    } | ids
 
 
 def with_test(run: Run, example: dict, passed: bool) -> dict:
@@ -897,44 +884,6 @@ METHOD = {
 }
 
 
-def response_stage(stages: dict[str, Stage]) -> str:
-    """The stage whose rows are executed, if the table executes any, and selected."""
-    last = stages["selection"].parent
-    return stages[last].parent if last == "executions" else last
-
-
-class Origins:
-    """The kept rows of a run by stage and id, and what a row was made from."""
-
-    def __init__(self, folder: Path, stages: dict[str, Stage]):
-        self.folder, self.stages, self.files = folder, stages, {}
-        self.response_stage = response_stage(stages)
-        self.responses = self.rows(self.response_stage)
-
-    @functools.cached_property
-    def outcomes(self) -> dict[str, str]:
-        """{response id: outcome} of the responses that were executed."""
-        return {row["response_id"]: row["outcome"] for row in read_rows(self.folder / "executions.jsonl")}
-
-    def rows(self, stage: str) -> KeptRows:
-        if stage not in self.files:
-            self.files[stage] = KeptRows(self.folder / f"{stage}.jsonl")
-        return self.files[stage]
-
-    def of(self, response: dict, until: str | None = None) -> dict[str, dict]:
-        """{stage: row} of a response, its parent, and so on, to the seed or to the stage `until`."""
-        stage = self.response_stage
-        found = {stage: response}
-        while stage != until and (parent := self.stages[stage].parent):
-            found[parent] = self.rows(parent)[found[stage][self.stages[stage].key]]
-            stage = parent
-        return found
-
-    def task(self, response: dict) -> dict:
-        """The instruction that a response answers."""
-        return self.of(response, until="instructions")["instructions"]
-
-
 # ----------------------------------------------------------------------------------------------------- funnel
 
 
@@ -943,64 +892,51 @@ def funnel(folder: Path) -> dict:
 
     Raises BadInput.
     """
-    config, contaminated_tasks = read_config(folder), set()
-    stages, counts, samples, passing = stages_of(config), {}, Counter(), Counter()
-    for stage in reversed(stages):  # children first: no row is counted before the row that it was made from
-        if stage == "instructions":
-            tasks, passing_of_tasks = count_tasks(folder, samples, passing), passing
-        rows = read_rows(folder / f"{stage}.jsonl")
-        passes = passing if stage != "executions" else None
-        counts[stage], samples, passing = count_rows(rows, stages[stage].key, passes, contaminated_tasks)
-    for stage, table_row in stages.items():
-        several = config.get("samples", 1) if table_row.several else 1
-        expected = several * counts[table_row.parent]["kept"] if table_row.parent else 0
-        counts[stage]["seconds"] = round(config.get("seconds", {}).get(stage, 0), 1)
-        counts[stage]["waiting"] = max(0, expected - counts[stage]["in"])
-    if config.get("limit") and not counts["concepts"]["in"]:  # later, the source may have had no more
-        counts["seeds"]["waiting"] = max(0, config["limit"] - counts["seeds"]["kept"])
+    config, counts, contaminated_tasks = read_run(folder), {}, set()
+    stages = config["stages"]
+    samples, passing, tasks = Counter(), Counter(), defaultdict(Counter)  # the first two by instruction id
+    for stage in reversed(stages):  # while a run goes on, no row is counted before its parent row
+        rejects, total, tokens = Counter(), 0, 0
+        for row in read_rows(folder / f"{stage}.jsonl"):
+            total, tokens = total + 1, tokens + row.get("tokens", 0)
+            if "reject" in row:
+                rejects[row["reject"]] += 1
+                contaminated_tasks.update(row.get("benchmark", ()))
+            if stages[stage][0] == "instructions":
+                samples[row["instruction_id"]] += 1
+            elif stage == "executions":
+                passing[row["instruction_id"]] += "reject" not in row
+            elif stage == "instructions" and samples[row["id"]]:
+                tasks[row["category"], row["difficulty"]].update(
+                    instructions=1,
+                    samples=samples[row["id"]],
+                    passed=passing[row["id"]],
+                    solved=passing[row["id"]] > 0,
+                )
+        rejects = dict(rejects.most_common())
+        kept = total - sum(rejects.values())
+        counts[stage] = {"stage": stage, "in": total, "kept": kept, "rejects": rejects, "tokens": tokens}
+    add_progress(config, counts)
     return {
-        "stages": [{"stage": stage, **counts[stage]} for stage in stages],
+        "stages": [counts[stage] for stage in stages],
         "sft": sum(1 for _ in read_rows(folder / "sft.jsonl")),
         "tested": "executions" in stages,
-        "instructions_by_passing_samples": dict(sorted(Counter(passing_of_tasks.values()).items())),
-        "tasks": tasks,
+        "instructions_by_passing_samples": dict(sorted(Counter(passing[one] for one in samples).items())),
+        "tasks": [{"category": key[0], "difficulty": key[1], **counted} for key, counted in tasks.items()],
         "contaminated_tasks": sorted(contaminated_tasks),
         "sandbox": config.get("sandbox", {}),
         "decontamination": config.get("decontamination", "not run yet"),
     }
 
 
-def count_rows(
-    rows: Iterable[dict], key: str | None, passing: Counter | None, contaminated_tasks: set[str]
-) -> tuple[dict, Counter, Counter]:
-    """Counts of a stage's rows, and {parent's id: rows}, {parent's id: passing responses}.
-
-    `passing` is {row's id: passing responses made from it}; None: a kept row is one. Adds to
-    `contaminated_tasks` the benchmarks' tasks that rows were rejected for.
-    """
-    rejects, total, tokens, rows_of, passing_of = Counter(), 0, 0, Counter(), Counter()
-    for row in rows:
-        total, tokens = total + 1, tokens + row.get("tokens", 0)
-        if "reject" in row:
-            rejects[row["reject"]] += 1
-            contaminated_tasks.update(row.get("benchmark", ()))
-        if key:
-            rows_of[row[key]] += 1
-            passing_of[row[key]] += "reject" not in row if passing is None else passing[row["id"]]
-    kept = total - rejects.total()
-    counts = {"in": total, "kept": kept, "rejects": dict(rejects.most_common()), "tokens": tokens}
-    return counts, rows_of, passing_of
-
-
-def count_tasks(folder: Path, samples: Counter, passing: Counter) -> list[dict]:
-    """By category and difficulty: instructions with samples, samples, passing ones, instructions solved."""
-    tasks = defaultdict(Counter)
-    for row in read_rows(folder / "instructions.jsonl"):
-        if number := samples[row["id"]]:
-            passed = passing[row["id"]]
-            counted = {"instructions": 1, "samples": number, "passed": passed, "solved": passed > 0}
-            tasks[row["category"], row["difficulty"]].update(counted)
-    return [{"category": key[0], "difficulty": key[1], **counted} for key, counted in tasks.items()]
+def add_progress(config: dict, counts: dict[str, dict]):
+    """Add to each stage's counts its seconds, and how many of its rows are still to come."""
+    for name, (parent, _, several) in config["stages"].items():
+        expected = (config["samples"] if several else 1) * counts[parent]["kept"] if parent else 0
+        counts[name]["seconds"] = round(config["seconds"].get(name, 0), 1)
+        counts[name]["waiting"] = max(0, expected - counts[name]["in"])
+    if config.get("limit") and not counts["concepts"]["in"]:  # later, the source may have had no more
+        counts["seeds"]["waiting"] = max(0, config["limit"] - counts["seeds"]["kept"])
 
 
 def table(counts: dict) -> str:

@@ -11,30 +11,28 @@ from pathlib import Path
 from extras.quality import agreement, outcomes_of, parts_of
 from parts.code import program, python_code
 from parts.contamination import Decontaminator
-from parts.folder import read_config
-from parts.rows import BadInput, progress, read_rows, row_id
+from parts.folder import read_config, read_run
+from parts.rows import BadInput, KeptRows, progress, read_rows, row_id
 from sandbox import Sandbox
-from selfcodealign import Origins, stages_of
 
 
 def tasks(folder: Path) -> Iterator[tuple[dict, dict, list[dict]]]:
     """Yield (example, its task, the executed responses to it with `outcome` and `detail`) for each example of
     sft.jsonl. Raises BadInput."""
-    stages, executions = stages_of(read_config(folder)), folder / "executions.jsonl"
+    stages, executions = read_run(folder)["stages"], folder / "executions.jsonl"
     if "executions" not in stages or not executions.is_file():
         raise BadInput(f"{folder} has no failing and passing responses: none was executed")
-    origins, verdicts = Origins(folder, stages), collections.defaultdict(list)
+    stage, key, _ = stages["executions"]
+    responses, instructions = (KeptRows(folder / f"{name}.jsonl") for name in (stage, "instructions"))
     wanted = {row["instruction_id"] for row in read_rows(folder / "sft.jsonl")}
+    verdicts = collections.defaultdict(list)
     for row in read_rows(executions):
-        task = origins.task(origins.responses[row["response_id"]])
-        if task["id"] in wanted:
-            verdicts[task["id"]].append((row["response_id"], row["outcome"], row["detail"][:100]))
+        if row["instruction_id"] in wanted:
+            verdict = {"outcome": row["outcome"], "detail": row["detail"][:100]}
+            verdicts[row["instruction_id"]].append((row[key], verdict))
     for example in read_rows(folder / "sft.jsonl"):
-        responses = [
-            origins.responses[name] | {"outcome": outcome, "detail": detail}
-            for name, outcome, detail in verdicts[example["instruction_id"]]
-        ]
-        yield example, origins.task(origins.responses[example["response_id"]]), responses
+        executed = [responses[name] | verdict for name, verdict in verdicts[example["instruction_id"]]]
+        yield example, instructions[example["instruction_id"]], executed
 
 
 def sandbox_of(folder: Path) -> Sandbox:

@@ -22,7 +22,7 @@ from typing import NamedTuple
 import selfcodealign
 from parts.code import is_main_block, program, python_code, runnable_code
 from parts.folder import parse_folder
-from parts.rows import Appender, digest, progress, read_rows, row_id, write_atomically
+from parts.rows import Appender, KeptRows, digest, progress, read_rows, row_id, write_atomically
 from sandbox import Sandbox, SandboxError
 
 EXAMPLES, MUTANTS = 100, 10  # drawn, and of each example
@@ -148,7 +148,7 @@ def outcomes_of(
             yield key, waiting.pop(key)
 
 
-def weakly_tested(run, origins, response_ids: list[str]) -> dict[str, dict]:
+def weakly_tested(run, response_ids: list[str]) -> dict[str, dict]:
     """{response id: its reject} of those whose tests kill less than --min-killed of their code's mutants.
     Those without a mutant are among them, and those that take longer than TIMEOUT: nothing shows what their
     tests test.
@@ -157,9 +157,10 @@ def weakly_tested(run, origins, response_ids: list[str]) -> dict[str, dict]:
     """
     least = run.settings.min_killed
     limits = run.settings.workers, TIMEOUT, run.settings.memory_mb
+    responses = KeptRows(run.path(run.answers[0]))
     with Appender(run.path("mutants")) as file, Sandbox(*limits) as sandbox:
         waiting = [one for one in response_ids if row_id("mutants", one) not in file.ids]
-        examples = ((one, *parts_of(origins.responses[one])) for one in waiting)
+        examples = ((one, *parts_of(responses[one])) for one in waiting)
         scores = mutation_score(sandbox, examples)
         for one, score in progress(scores, total=len(waiting), desc="mutants", unit="response"):
             if not score.errors:
@@ -222,13 +223,13 @@ def measure_tests(sandbox: Sandbox, run) -> dict:
 
 
 def measure_agreement(sandbox: Sandbox, run) -> dict:  # of pairs: one sample's code and another one's tests
-    origins = selfcodealign.Origins(run.folder, run.stages)
-    ids_of = collections.defaultdict(list)  # {task id: the passing responses to it}
-    for name in sorted(row["response_id"] for row in run.kept("executions")):
-        ids_of[origins.task(origins.responses[name])["id"]].append(name)
+    (stage, key), ids_of = run.answers, collections.defaultdict(list)  # {task id: passing responses to it}
+    for row in run.kept("executions"):
+        ids_of[row["instruction_id"]].append(row[key])
+    responses = KeptRows(run.path(stage))
     several = (task_id for task_id, ids in ids_of.items() if len(ids) > 1)
     drawn = heapq.nsmallest(INSTRUCTIONS, several, key=lambda task_id: digest("agreement", task_id))
-    samples = ((one, [parts_of(origins.responses[name]) for name in ids_of[one]]) for one in drawn)
+    samples = ((one, [parts_of(responses[name]) for name in sorted(ids_of[one])]) for one in drawn)
     verdicts = []
     bar = progress(agreement(sandbox, samples), total=len(drawn), desc="agreement", unit="instruction")
     for _, matrix in bar:

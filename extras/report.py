@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import jinja2
@@ -21,7 +22,7 @@ import jinja2
 from parts.folder import parse_folder, read_config
 from parts.rows import BadInput, read_object, read_rows, whole, write_atomically
 from parts.statistics import wilson
-from selfcodealign import Stage, funnel, stages_of, table
+from selfcodealign import funnel, table
 
 REPEATED = (
     "same_instruction same_function_names same_class_names near_duplicate_instruction near_duplicate_code"
@@ -182,50 +183,44 @@ CLIP = 1500  # characters of a text on the page; the stage's file has it whole
 class Details:
     """What only the page shows, from one pass over the rows of a run.
 
-    The last stage is read first, as in `funnel`, so that a rejected row can ask for those it was made from.
+    The last stage is read first, so that a rejected row can ask for those it was made from.
     """
 
-    def __init__(self, folder: Path, stages: dict[str, Stage]):
+    def __init__(self, folder: Path, stages: Iterable[str]):
         self.rejected = collections.defaultdict(list)  # {(stage, reason): the first rows}
         self.origins = {}  # {id: row}: what these were made from
         self.final_by_task = collections.Counter()  # {(category, difficulty): final examples}
         self.concepts = collections.Counter()
         self.final = []
-        for stage in ("sft", *reversed(stages)):
+        for row in read_rows(folder / "sft.jsonl"):
+            self.final_by_task[row["category"], row["difficulty"]] += 1
+            if len(self.final) < FINAL_EXAMPLES:
+                self.final.append(row)
+        for stage in reversed(stages):
             for row in read_rows(folder / f"{stage}.jsonl"):
-                if stage == "sft":
-                    self.final_by_task[row["category"], row["difficulty"]] += 1
-                    if len(self.final) < FINAL_EXAMPLES:
-                        self.final.append(row)
-                else:
-                    self.keep_example(stage, stages[stage], row)
+                if row["id"] in self.origins:
+                    self.origins[row["id"]] = row
+                shown = self.rejected[stage, row["reject"]] if "reject" in row else None
+                if shown is not None and len(shown) < EXAMPLES_PER_REASON:
+                    shown.append(row)
+                    self.origins |= dict.fromkeys(shown_origins(row))
                 if stage == "concepts":
                     self.concepts.update(row.get("concepts", ()))
 
-    def keep_example(self, stage: str, table_row: Stage, row: dict):
-        """Keep the row if it is among the first rejected for its reason, or what such a row was made from."""
-        is_origin = row["id"] in self.origins
-        if is_origin:
-            self.origins[row["id"]] = row
-        reason = row.get("reject")
-        is_example = reason and len(self.rejected[stage, reason]) < EXAMPLES_PER_REASON
-        if is_example:
-            self.rejected[stage, reason].append(row)
-        # The page shows its task, but no seed
-        is_answer = table_row.parent not in (None, "seeds", "concepts")
-        if table_row.key and (is_example or is_origin and is_answer):
-            row["made_from"] = row[table_row.key]
-            self.origins.setdefault(row[table_row.key])
-
     def with_origins(self, row: dict) -> list[dict]:
         """The row, and before it what it was made from."""
-        origin = self.origins.get(row.get("made_from"))
-        return [*(self.with_origins(origin) if origin else ()), row]
+        return [*filter(None, map(self.origins.get, shown_origins(row))), row]
+
+
+def shown_origins(row: dict) -> list[str]:
+    """The ids of what a row was made from that the page shows: its task and what follows, or its parent."""
+    ids = {key: value for key, value in row.items() if key.endswith("_id")}  # the seed's first
+    return [ids[key] for key in ids if key not in ("seed_id", "concepts_id")] or [*ids.values()][-1:]
 
 
 def render(folder: Path, counts: dict, config: dict) -> str:
     """The page as HTML, in which every text of the run is escaped."""
-    details = Details(folder, stages_of(config))
+    details = Details(folder, config["stages"])
     order = config.get("difficulties", "").split(",")
     place = lambda task: order.index(task["difficulty"]) if task["difficulty"] in order else -1
     tasks = sorted(counts["tasks"], key=lambda task: (task["category"], place(task)))

@@ -25,7 +25,7 @@ import contextlib
 import math
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,10 +33,21 @@ import selfcodealign as method
 from extras import commits
 from parts.examples import Example
 from parts.folder import read_config
-from parts.rows import Appender, BadInput, digest, draw, one_line, read_objects, read_rows, row_id, whole
+from parts.rows import (
+    Appender,
+    BadInput,
+    KeptRows,
+    digest,
+    draw,
+    one_line,
+    read_objects,
+    read_rows,
+    row_id,
+    whole,
+)
 from parts.seeds import read_sources
 from sandbox import OUTCOMES
-from selfcodealign import METHOD, Filters, Origins, Run, Stage, few_shot_prompt, generate, parse_instruction
+from selfcodealign import METHOD, Filters, Run, Stage, few_shot_prompt, generate, origin, parse_instruction
 
 # --------------------------------------------------------------------------------------------------------- T9
 
@@ -55,17 +66,30 @@ def choose(run: Run, choice: str) -> int:
     size_of = run.config.get("match") if choice == "random" else run.folder
     most = count_examples(Path(size_of)) if size_of else math.inf
     heldout = heldout_of(str(run.folder), run.config.get("match"), run.config.get("instructions_from"))
-    origins = Origins(run.folder, run.stages)
-    response_ids = method.ordered_responses(run, origins, CHOICES[choice])
-    verdicts, _ = method.choose(run, origins, response_ids, filters_after(run, heldout))
-    return method.write_selection(run, origins, verdicts, most, f"-{choice}")
+    rows = [row for row in read_rows(run.path("executions")) if row["outcome"] in CHOICES[choice]]
+    verdicts = method.choose(run, method.in_drawn_order(run, rows), filters_after(run, heldout))
+    method.reject_solved(run, verdicts)
+    failing = {row[run.answers[1]] for row in rows if row["outcome"] != "passed"}
+    return write_at_most(run, verdicts, most, f"-{choice}", failing)
+
+
+def write_at_most(
+    run: Run, verdicts: dict[str, dict], most: float, suffix: str, untested: Collection[str]
+) -> int:
+    """Write the selection with at most `most` examples. Returns their number."""
+    responses = KeptRows(run.path(run.answers[0]))
+    offered = [one for one, verdict in verdicts.items() if not verdict]
+    kept = [one for one in offered if not method.is_held_out(run, responses[one]["instruction_id"])]
+    surplus = kept[min(most, len(kept)) :]
+    method.write_selection(run, verdicts | dict.fromkeys(surplus, {"reject": "enough"}), suffix, untested)
+    return len(kept) - len(surplus)
 
 
 def filters_after(run: Run, examples: Iterator[dict], kind: type[Filters] = Filters) -> Filters:
     """The filters, as if the examples had been kept before."""
     filters = kind(run.decontaminator)
     for example in examples:
-        filters.count_as_kept(*filters.hashes(example["instruction"], example["response"]))
+        filters.remember(*filters.hashes(example["instruction"], example["response"]))
     return filters
 
 
@@ -183,7 +207,7 @@ def compute(stage: str, build: Callable[[dict], dict]) -> Callable[[Run], None]:
         with Appender(run.path(stage)) as file:
             for parent in run.kept(parent_stage):
                 if (identity := row_id(stage, parent["id"], 0)) not in file.ids:
-                    file.append({"id": identity, key: parent["id"], "sample": 0, **build(parent)})
+                    file.append({"id": identity, **origin(parent, key), "sample": 0, **build(parent)})
 
     return make
 
@@ -231,7 +255,7 @@ def evolve(stage: str) -> Callable[[Run], None]:
     def make(run: Run):
         def draw_fields(task: dict) -> dict:
             change = CHANGES[draw(run.settings.seed, stage, "change", task["id"]) % len(CHANGES)]
-            return {key: task[key] for key in ("concepts_id", "category", "difficulty")} | {"change": change}
+            return {key: task[key] for key in ("category", "difficulty")} | {"change": change}
 
         stop = ["\n### Example", "\n[Change]", "\n[Task]"]
         generate(run, stage, parse_instruction, stop, shots=0, draw_fields=draw_fields)
@@ -249,7 +273,9 @@ def select_matched(run: Run, kind: type[Filters] = Filters):
     match = run.config.get("match")
     most = count_examples(Path(match)) if match else math.inf
     heldout = heldout_of(match, run.config.get("instructions_from"))
-    examples = method.select(run, filters_after(run, heldout, kind), most)
+    verdicts = method.judge_passing(run, filters_after(run, heldout, kind))
+    untested = () if "executions" in run.stages else verdicts.keys()
+    examples = write_at_most(run, verdicts, most, "", untested)
     if examples < most < math.inf:
         print(f"{examples} examples, fewer than the {most} to match: there are no more")
 
@@ -295,8 +321,8 @@ TABLES = {
         "seeds": COPIED["seeds"],
         "concepts": COPIED["concepts"],
         "evolution-0": replace(METHOD["instructions"], make=copy_rows("instructions", "evolution-0")),
-        "evolution-1": Stage("evolution-0", "evolved_from", evolve("evolution-1"), evolve_prompt),
-        "instructions": Stage("evolution-1", "evolved_from", evolve("instructions"), evolve_prompt),
+        "evolution-1": Stage("evolution-0", "evolution_0_id", evolve("evolution-1"), evolve_prompt),
+        "instructions": Stage("evolution-1", "evolution_1_id", evolve("instructions"), evolve_prompt),
         "responses": METHOD["responses"],
     }
     | UNTESTED,

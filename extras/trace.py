@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 from parts.examples import load_examples
-from parts.folder import read_config
+from parts.folder import read_run
 from parts.rows import BadInput, digest, read_rows
-from selfcodealign import PROMPTS, Origins, Stage, stages_of
+from selfcodealign import PROMPTS, Stage, stages_of
 
 UNKNOWN = "not that of the files in prompts/: they have changed since"
 
@@ -22,28 +22,38 @@ def trace(folder: Path, example_id: str, prompts: bool = False):
     example = next((row for row in read_rows(folder / "sft.jsonl") if row["id"] == example_id), None)
     if example is None:
         raise BadInput(f"{folder / 'sft.jsonl'} has no example {example_id}")
-    settings = argparse.Namespace(**read_config(folder))
-    stages = stages_of(vars(settings))
-    origins = Origins(folder, stages)
-    response_stage = origins.response_stage
-    found = origins.of(origins.responses[example["response_id"]])
-    for stage, row in reversed(found.items()):
+    config = read_run(folder)
+    stages = {name: row for name, row in config["stages"].items() if name not in ("executions", "selection")}
+    last, key, _ = config["stages"].get("executions") or config["stages"]["selection"]
+    ids = {parent: example[key] for parent, key, _ in stages.values() if parent} | {last: example[key]}
+    found = {stage: row_of(folder, stage, identity) for stage, identity in ids.items()}
+    for stage, row in found.items():
         if prompts and row.get("prompt"):
-            prompt = prompt_of(stages[stage], row, found[stages[stage].parent], settings)
+            parent = found[stages[stage][0]]
+            prompt = prompt_of(stages_of(config)[stage], row, parent, argparse.Namespace(**config))
             print(f"PROMPT\n\n{prompt or UNKNOWN}\n")
         if row["id"] == example["instruction_id"]:  # with the test that it shows, if it shows one
             row = row | {"instruction": example["instruction"]}
         print(f"{stage.upper()} {row['id']}{describe(row)}\n")
     print("SAMPLES\n")
-    outcomes = {row["response_id"]: row["outcome"] for row in read_rows(folder / "executions.jsonl")}
-    verdicts = read_rows(folder / "selection.jsonl")
-    selected = {row["response_id"]: row.get("reject", "kept") for row in verdicts}
-    key = stages[response_stage].key
-    samples = read_rows(folder / f"{response_stage}.jsonl")
-    siblings = [row for row in samples if row[key] == found[response_stage][key]]
+    outcomes = {row[key]: row["outcome"] for row in read_rows(folder / "executions.jsonl")}
+    selected = {row[key]: row.get("reject", "kept") for row in read_rows(folder / "selection.jsonl")}
+    siblings = (
+        row
+        for row in read_rows(folder / f"{last}.jsonl")
+        if row["instruction_id"] == example["instruction_id"]
+    )
     for row in sorted(siblings, key=lambda row: row["sample"]):
         known = [row.get("reject") or outcomes.get(row["id"], "not executed"), selected.get(row["id"], "")]
         print(f"{row['sample']:>3}  {row['id']}  {'; '.join(filter(None, known))}")
+
+
+def row_of(folder: Path, stage: str, identity: str) -> dict:
+    """The row of a stage's file. Raises BadInput."""
+    path = folder / f"{stage}.jsonl"
+    if found := next((row for row in read_rows(path) if row["id"] == identity), None):
+        return found
+    raise BadInput(f"{path} has no row {identity}, which the example was made from")
 
 
 def describe(row: dict) -> str:

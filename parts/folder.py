@@ -56,6 +56,14 @@ def read_config(folder: Path) -> dict:
     return read_object(folder / "config.json")
 
 
+def read_run(folder: Path) -> dict:
+    """The contents of config.json with its table of stages, {stage: [its parent stage, the field for the
+    parent row's id, whether a parent row has several]}. Raises BadInput."""
+    if "stages" not in (config := read_config(folder)):
+        raise BadInput(f"{folder} is no run folder of this version: its config.json has no `stages`")
+    return config
+
+
 def parse_folder(command: str, does: str, words: list[str], holds: Sequence[str] = ("config.json",)) -> Path:
     """The folder of a command that takes --out and nothing else; it has one of the files. Raises BadInput."""
     parser = argparse.ArgumentParser(f"selfcodealign.py {command}", description=does)
@@ -79,7 +87,7 @@ def merge_settings(
         if folder.exists() and not (folder.is_dir() and all(map(is_leftover, folder.iterdir()))):
             raise BadInput(f"{folder} exists and is not a run folder: take another --out")
         return defaults | given | facts | {"seconds": {}, "versions": versions()}, True
-    if missing := sorted(defaults.keys() - recorded.keys()):
+    if missing := sorted({*defaults, "stages"} - recorded.keys()):
         raise BadInput(
             f"{folder} was made by another version of this program, without {missing[0]}: take another --out"
         )

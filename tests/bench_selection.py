@@ -47,6 +47,7 @@ def write_run(run, rows: int):
                 instruction(
                     {
                         "id": f"i{n}",
+                        "seed_id": f"s{n}",
                         "concepts_id": f"c{n}",
                         "instruction": task,
                         "category": "function",
@@ -56,12 +57,15 @@ def write_run(run, rows: int):
                 response(
                     {
                         "id": f"r{n}",
+                        "seed_id": f"s{n}",
+                        "concepts_id": f"c{n}",
                         "instruction_id": f"i{n}",
                         "response": f"{reasoning}\n\n{code}",
                         "tests": "```python\nassert f\n```",
                     }
                 )
-                execution({"id": f"e{n}", "response_id": f"r{n}", "outcome": "passed"})
+                ids = {"instruction_id": f"i{n}", "response_id": f"r{n}"}
+                execution({"id": f"e{n}", **ids, "outcome": "passed"})
 
 
 def measure(rows: int):

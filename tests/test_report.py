@@ -19,6 +19,7 @@ BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 def task(number: int, category: str = "function", difficulty: str = "easy", **more) -> dict:
     row = {
         "id": f"t{number}",
+        "seed_id": f"s{number}",
         "concepts_id": f"c{number}",
         "category": category,
         "difficulty": difficulty,
@@ -28,15 +29,15 @@ def task(number: int, category: str = "function", difficulty: str = "easy", **mo
 
 
 def sample(number: int, of: int, tests: int = 2, **more) -> dict:
-    row = {"id": f"r{number}", "instruction_id": f"t{of}", "sample": 0, "tokens": 100 + number}
+    ids = {"id": f"r{number}", "seed_id": f"s{of}", "concepts_id": f"c{of}", "instruction_id": f"t{of}"}
+    row = ids | {"sample": 0, "tokens": 100 + number}
     tests = "```python\n" + "assert f(1, 2) == 3  # assert\n" * tests + "```"
     return row | (more or {"response": "```python\ndef f(a, b):\n    return a + b\n```", "tests": tests})
 
 
-def verdict(number: int, outcome: str = "passed") -> dict:
-    return {"id": f"e{number}", "response_id": f"r{number}", "outcome": outcome} | (
-        {"reject": outcome} if outcome != "passed" else {}
-    )
+def verdict(number: int, of: int, outcome: str = "passed") -> dict:
+    row = {"id": f"e{number}", "instruction_id": f"t{of}", "response_id": f"r{number}", "outcome": outcome}
+    return row | ({"reject": outcome} if outcome != "passed" else {})
 
 
 ROWS = {
@@ -58,10 +59,10 @@ ROWS = {
     "instructions": [task(0), task(1), task(2, "class", "hard")],
     "responses": [sample(0, 0), sample(1, 0), sample(2, 1), sample(3, 1, 5)]
     + [sample(4, 2, text="no", reject="no_code_block")],
-    "executions": [verdict(0), verdict(1), verdict(2, "failed"), verdict(3, "timeout")],
+    "executions": [verdict(0, 0), verdict(1, 0), verdict(2, 1, "failed"), verdict(3, 1, "timeout")],
     "selection": [
-        {"id": "x0", "response_id": "r0"},
-        {"id": "x1", "response_id": "r1", "reject": "not_chosen"},
+        {"id": "x0", "instruction_id": "t0", "response_id": "r0"},
+        {"id": "x1", "instruction_id": "t0", "response_id": "r1", "reject": "not_chosen"},
     ],
     "sft": [
         {
@@ -76,6 +77,9 @@ ROWS = {
 }
 
 
+STAGES = {name: (stage.parent, stage.key, stage.several) for name, stage in METHOD.items()}
+
+
 @pytest.fixture
 def planted(tmp_path):
     """A run folder whose last sample of six is still to come."""
@@ -84,7 +88,7 @@ def planted(tmp_path):
     for stage, rows in ROWS.items():
         (folder / f"{stage}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = {"model": "m/<b>", "samples": 2, "difficulties": "easy,hard", "seconds": {"responses": 12.34}}
-    config |= {"decontamination": "not yet", "sandbox": {"files": "own"}}
+    config |= {"decontamination": "not yet", "sandbox": {"files": "own"}, "stages": STAGES}
     (folder / "config.json").write_text(json.dumps(config))
     return folder
 
@@ -138,7 +142,7 @@ def test_the_counts_fit_together_while_the_run_goes_on(planted, monkeypatch):
 
     def read_while_it_goes_on(path):
         n = next(made)
-        for stage, row in (("responses", sample(n, 1)), ("executions", verdict(n))):
+        for stage, row in (("responses", sample(n, 1)), ("executions", verdict(n, 1))):
             with (planted / f"{stage}.jsonl").open("a") as file:
                 file.write(json.dumps(row) + "\n")
         return list(read_rows(path))
@@ -151,7 +155,7 @@ def test_the_counts_fit_together_while_the_run_goes_on(planted, monkeypatch):
 
 
 def test_what_only_the_page_shows_is_what_was_counted_by_hand(planted):
-    details = Details(planted, METHOD)
+    details = Details(planted, STAGES)
     assert [row["id"] for row in details.rejected["seeds", "no_docstring"]] == ["s4", "s5", "s6"]
     origins = {
         reason: [row["id"] for row in details.with_origins(rows[0])]
@@ -228,9 +232,24 @@ def test_the_page_opens_in_a_browser(planted, tmp_path):
 
 
 def test_a_run_that_has_just_begun_has_a_page(tmp_path):
+    config = {"samples": 10, "seconds": {}, "stages": STAGES}
+    (tmp_path / "config.json").write_text(json.dumps(config))
     counts = write_report(tmp_path)
     Tags((tmp_path / "report.html").read_text())
     assert counts["sft"] == 0 and all(stage["in"] == stage["kept"] == 0 for stage in counts["stages"])
+
+
+def test_a_folder_whose_rows_have_no_ancestors_is_refused_in_one_line(planted, command):
+    config = json.loads((planted / "config.json").read_text())
+    del config["stages"]
+    (planted / "config.json").write_text(json.dumps(config))
+    for arguments in (
+        ("report", "--out", planted),
+        ("trace", planted, "f0"),
+        ("selection", "--out", planted),
+    ):
+        refused = command("selfcodealign.py", *arguments)
+        assert refused.returncode == 2 and refused.stderr.count("\n") == 1, refused.stderr
 
 
 def test_a_report_that_cannot_be_written_is_one_line(planted):

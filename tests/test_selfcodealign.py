@@ -140,7 +140,7 @@ def test_each_planted_row_is_rejected_for_its_reason_and_no_clean_one_is():
     filters = Filters(NoBenchmark())
 
     def reject_reason(instruction, response):
-        return filters(*filters.examine(instruction, response)).get("reject")
+        return filters(instruction, response).get("reject")
 
     def response(number, name=None, prose=None):
         body = "".join(f"    x += {random.Random(number * 100 + i).randrange(10**6)}\n" for i in range(12))
@@ -352,34 +352,25 @@ def plant(run: Run, tasks: dict[str, list[tuple[str, str, str]]]):
     rows = {stage: [] for stage in ("seeds", "concepts", "instructions", "responses", "executions")}
     for n, (instruction, samples) in enumerate(tasks.items()):
         rows["seeds"].append({"id": f"s{n}", "where": "m.py:1", "code": "half a pair \ud800"})
-        rows["concepts"].append({"id": f"c{n}", "seed_id": f"s{n}", "concepts": []})
+        ids = {"seed_id": f"s{n}"}
+        rows["concepts"].append({"id": f"c{n}", **ids, "concepts": []})
+        ids["concepts_id"] = f"c{n}"
         drawn = {"category": "function", "difficulty": "easy"}
-        rows["instructions"].append(
-            {"id": f"i{n}", "concepts_id": f"c{n}", "instruction": instruction, **drawn}
-        )
+        rows["instructions"].append({"id": f"i{n}", **ids, "instruction": instruction, **drawn})
+        ids["instruction_id"] = f"i{n}"
         for k, (response, tests, outcome) in enumerate(samples):
-            rows["responses"].append(
-                {
-                    "id": f"r{n}_{k}",
-                    "instruction_id": f"i{n}",
-                    "sample": k,
-                    "response": response,
-                    "tests": tests,
-                }
-            )
+            answer = {"sample": k, "response": response, "tests": tests}
+            rows["responses"].append({"id": f"r{n}_{k}", **ids, **answer})
             reject = {} if outcome == "passed" else {"reject": outcome}
-            rows["executions"].append(
-                {"id": f"e{n}_{k}", "response_id": f"r{n}_{k}", "outcome": outcome, **reject}
-            )
+            verdict = {"response_id": f"r{n}_{k}", "outcome": outcome} | reject
+            rows["executions"].append({"id": f"e{n}_{k}", **ids, **verdict})
     for stage, lines in rows.items():
         with replacing(run.path(stage)) as write:
             for line in lines:
                 write(line)
 
 
-def test_a_benchmark_task_is_found_however_it_is_told_and_clean_tasks_are_kept(
-    model, benchmarks, tmp_path, monkeypatch
-):
+def test_a_benchmark_task_is_found_however_it_is_told_and_clean_tasks_are_kept(model, benchmarks, tmp_path):
     """The wording copied, the solution copied under another name, the wording changed here and there, and the
     task solved in other words."""
     humaneval = benchmarks["humaneval"]
@@ -423,10 +414,6 @@ def weave(bits, mask):
     for n, (_, expected) in enumerate((planted | clean).values()):
         assert reasons[f"r{n}_0"].get("reject") == expected, (n, reasons[f"r{n}_0"])
     assert "HumanEval/11" in reasons["r3_0"]["benchmark"] and reasons["r2_0"]["benchmark"] == ["HumanEval/12"]
-    alone = run.path("selection").read_bytes(), run.path("sft").read_bytes()
-    monkeypatch.setattr(selfcodealign, "ON_ALL_CORES", 1)
-    select(run)
-    assert alone == (run.path("selection").read_bytes(), run.path("sft").read_bytes())
     assert len(list(read_rows(run.path("sft")))) == len(clean)
     assert {"HumanEval/10", "HumanEval/11", "HumanEval/12", "HumanEval/39"} <= set(
         funnel(run.folder)["contaminated_tasks"]
@@ -778,7 +765,7 @@ for name in ("method", *(name for name in rivals.TABLES if name not in rivals.OT
     evolved = list(read_rows(tmp_path / "evol-instruct" / "instructions.jsonl"))
     origins = {row["id"] for row in read_rows(tmp_path / "evol-instruct" / "evolution-1.jsonl")}
     assert evolved and all(
-        row["evolved_from"] in origins and row["change"] in rivals.CHANGES for row in evolved
+        row["evolution_1_id"] in origins and row["change"] in rivals.CHANGES for row in evolved
     )
     answered = list(read_rows(tmp_path / "teacher" / "instructions.jsonl"))
     assert answered == list(read_rows(tmp_path / "method" / "instructions.jsonl"))
