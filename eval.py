@@ -66,7 +66,7 @@ from parts.rows import (
 from parts.scoring import ALWAYS_FAILS, LOAD_FACTOR, MIN_TIME_LIMIT, check_all
 from parts.statistics import paired, paired_shares, pooled, summary
 from sandbox import Sandbox, SandboxError
-from selfcodealign import LAYOUTS, PROMPTS, ask_for_response
+from selfcodealign import METHOD, PROMPTS, prompt_of
 
 CONTEXT = 2048  # tokens of prompt and answer, as in EvalPlus
 EVALPLUS_PREFIXES = (  # of its instruct prompt and of the answer: facts of EvalPlus, local variables there
@@ -212,7 +212,9 @@ def write_prompt(benchmark: str, task: str, prompt: str, tokenizer) -> tuple[str
 
     if prompt == "completion" and benchmark == "self":
         example = load_examples(PROMPTS / "examples")[:1]
-        return ask_for_response(example, task, LAYOUTS["tags"]), ["</response>", "\n### Example"]
+        tags = argparse.Namespace(layout="tags")
+        text = prompt_of(METHOD["responses"], example, {}, {"instruction": task}, tags)
+        return text, ["</response>", "\n### Example"]
     function = task.strip() + "\n"
     if prompt == "completion":
         return function, EOS + extra_eos_for_direct_completion(benchmark)

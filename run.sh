@@ -30,7 +30,7 @@ if [ -z "$model" ]; then
     # Tasks that 135M parameters can solve now and then; more few-shot examples, without which it rarely keeps to the form; no judge
     # (it gives every docstring the same answer); a rate at which few steps show, and its own chat template, which it knows. How they
     # were chosen: experiments/first.
-    generate="--model $model --limit 180 --samples 4 --temperature 0.4 --max-tokens 256 --decks 4
+    generate="--model $model --limit 180 --samples 4 --temperature 0.4 --max-tokens 256 --shot-sets 4
         --judge 0 --categories function --difficulties easy --shots 4,4,5"
     train="--epochs 2 --batch-size 8 --lr 1e-4 --precision fp32 --chat-template keep"
     evaluate="--max-tokens 256"

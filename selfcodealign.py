@@ -2,7 +2,7 @@
 
     python selfcodealign.py run --model MODEL --source stdlib --out runs/first --limit 50    every stage
     python selfcodealign.py {seeds|concepts|instructions|responses|executions|selection} --out runs/first
-    python selfcodealign.py {report|trace|quality|pilot|export|rival|doctor|...} ...         see extras/
+    python selfcodealign.py {report|trace|quality|pilot|export|card|doctor} ...              see extras/
 
     stage         paper   in -> out                                             file in the run folder
     seeds         2.1, B  Python source -> functions that stand alone           seeds.jsonl
@@ -13,15 +13,15 @@
     selection     2.3, C  -> one passing response a task, no near-duplicates    selection.jsonl, sft.jsonl
 
 A stage makes rows from the kept rows of its parent stage (`METHOD`, below the stages). A row is on disk as
-soon as it is made; a rejected row stays, with its reason in `reject`. A command that was killed makes the
-missing rows when it is given again. What is drawn for a row depends on the run's seed and on ids only
-(`draw`), never on order or time.
+soon as it is made, with the ids of all that it was made from; a rejected row stays, with its reason in
+`reject`. If a run is killed, run it again: only missing rows are made. What is drawn for a row depends on the
+run's seed and on ids only (`draw`), never on order or time.
 
-Two parts of these steps stand elsewhere: parts/seeds.py says which functions stand alone, with its reasons,
-and extras/behaviour.py rejects examples that solve a benchmark's task in other words (`benchmark_solved`).
+Three parts of these steps stand elsewhere: parts/seeds.py says which functions stand alone, with its reasons,
+parts/contamination.py what is text of a benchmark, and parts/behaviour.py what solves a benchmark's task.
 
-Differs from the paper: the few-shot examples are our own. They are drawn as a few fixed decks, so that the
-engine prefills each deck once (`--decks 0` draws them for each prompt). Each sample has its own seed.
+Differs from the paper: the few-shot examples are our own. They are drawn as a few fixed sets, so that the
+engine prefills each set once (`--shot-sets 0` draws them for each prompt). Each sample has its own seed.
 """
 
 import argparse
@@ -43,19 +43,19 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from parts import code, seeds
+from parts import behaviour, code, mutants, seeds
 from parts.code import program, python_code, runnable_code
-from parts.contamination import Decontaminator, Finding
+from parts.contamination import Decontaminator
 from parts.duplicates import NearDuplicates
 from parts.engine import Request, check_model, start_engine, stream
 from parts.examples import CATEGORIES, DIFFICULTIES, Example, load_examples
-from parts.folder import Folder, merge_settings, read_config, read_run
+from parts.filters import Filters, contaminated
+from parts.folder import Folder, merge_settings, positive, read_run, share
 from parts.rows import Appender, BadInput, KeptRows, digest, draw, progress, read_rows, replacing, row_id
 from sandbox import Sandbox, SandboxError, check_limits
 
 PROMPTS = Path(__file__).parent / "prompts"
 CONTEXT = 8192  # tokens of prompt and output together; lowered to what the model has
-CONCEPT_TOKENS = 256  # new tokens for a list of concepts, so that a model of short context has room
 
 # --------------------------------------------------------------------------------------------------- settings
 
@@ -82,7 +82,10 @@ def add_settings(parser: argparse.ArgumentParser) -> dict:
     add("--shots", "8,8,1", "few-shot examples for concepts, instructions, responses")
     add("--categories", "function,function,class,program", "what a task's category is drawn from")
     add("--difficulties", "easy,medium,hard", "what a task's difficulty is drawn from")
-    add("--decks", 16, "fixed few-shot draws per stage; 0: one draw per prompt, as in the paper", type=int)
+    add("--shot-sets", 16, "fixed few-shot draws per stage; 0: one per prompt, as in the paper", type=int)
+    group.add_argument(
+        "--decks", dest="shot_sets", type=int, default=argparse.SUPPRESS, help=argparse.SUPPRESS
+    )
     add("--layout", "tags", "headings: for a base model that does not follow tags", choices=list(LAYOUTS))
     group = parser.add_argument_group("sampling (2.2, 2.3)")
     add("--samples", 10, "responses per instruction", type=positive(int))
@@ -113,51 +116,41 @@ def add_engine_options(parser: argparse.ArgumentParser):
     add("--engine-option", action="append", metavar="NAME=VALUE", help=help)
 
 
-def positive(kind: type) -> Callable[[str], float]:
-    def parse(text: str):
-        if kind(text) <= 0:
-            raise ValueError
-        return kind(text)
-
-    parse.__name__ = f"positive {kind.__name__}"  # argparse names it in its error
-    return parse
-
-
-def share(text: str) -> float:
-    if not 0 <= float(text) <= 1:
-        raise ValueError
-    return float(text)
-
-
-# May change from start to start: no row on disk depends on them, or selection makes all its rows again
+# May change when a run is resumed: rows on disk do not depend on them, but selection's, which are rebuilt
 ADJUSTABLE = ("limit", "workers", "pass_rate", "min_killed")
 ENGINE = ("server", "tensor_parallel", "data_parallel", "engine_option")
-WITH_SHOTS = ("concepts", "instructions", "responses")  # the stages that --shots counts for
 
 # ------------------------------------------------------------------------------------------------- run folder
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A row of the table of stages, `METHOD`."""
+    """A row of the table of stages, `METHOD`. It asks the model for each row, unless `make` makes them."""
 
     parent: str | None  # the stage whose kept rows it reads
-    key: str | None  # the field that names such a row in its own rows
-    make: "Callable[[Run], object]"  # makes the rows that are missing
+    parent_id: str | None  # the field of its rows for the id of such a row
+    text: str | Path | None = None  # what its prompts begin with: the file of this name in prompts/
     prompt: "Callable[[list[Example], dict, dict, argparse.Namespace], str] | None" = None
-    # (few-shot examples, the row's drawn fields, its parent row, settings) -> the prompt that it answers
+    # (few-shot examples, the row's drawn fields, its parent row, settings) -> the rest of its prompt
+    parse: "Callable[[str, dict, dict, argparse.Namespace], dict] | None" = None
+    # (the model's text, the row so far, its parent row, settings) -> further fields of the row, or `reject`
+    stop: Sequence[str] = ()  # strings that end the model's text; none: those of the layout
+    shots: int | None = None  # which of the numbers of --shots it takes; None: no examples
+    draw_fields: "Callable[[dict, argparse.Namespace], dict]" = lambda parent, settings: {}
+    # (parent row, settings) -> fields of the row that are drawn before the model is asked
+    max_tokens: int | None = None  # at most so many new ones, if --max-tokens allows more
     several: bool = False  # whether a parent row gets --samples rows, not one
+    make: "Callable[[Run], object] | None" = None
 
 
 class Run(Folder):
-    """A run folder with its settings, its table of stages, and the engine once a stage has needed it."""
+    """A run folder with its settings, its table of stages, and the engine, started on first use."""
 
-    def __init__(self, folder: Path, config: dict, engine_options: dict):
-        self.stages = stages_of(config)
-        table = {name: (one.parent, one.key, one.several) for name, one in self.stages.items()}
+    def __init__(self, folder: Path, config: dict, engine_options: dict, stages: dict[str, Stage]):
+        table = {name: (stage.parent, stage.parent_id, stage.several) for name, stage in stages.items()}
         super().__init__(folder, config | {"stages": table})
         self.settings = argparse.Namespace(**config)
-        self.engine_options = engine_options
+        self.engine_options, self.stages = engine_options, stages
 
     @functools.cached_property
     def engine(self):
@@ -177,14 +170,11 @@ class Run(Folder):
     def examples(self) -> list[Example]:
         return wanted_examples(self.settings)
 
-    def shots(self, stage: str) -> int:
-        return int(self.settings.shots.split(",")[WITH_SHOTS.index(stage)])
-
     @property
     def answers(self) -> tuple[str, str]:
         """The stage whose rows are executed and selected, and the field for their ids in later rows."""
         last = self.stages.get("executions") or self.stages["selection"]
-        return last.parent, last.key
+        return last.parent, last.parent_id
 
     def sandbox(self) -> Sandbox:
         """Uses the cores that a running engine leaves."""
@@ -198,34 +188,38 @@ class Run(Folder):
             self.engine.close()
 
 
-def stages_of(config: dict) -> dict[str, Stage]:
-    return extra("rivals").TABLES[config["rival"]] if config.get("rival") else METHOD
-
-
 def open_run(
     folder: Path,
     given: dict,
     engine_options: dict,
+    stages: dict[str, Stage] | None = None,
     facts: dict | None = None,
     read_source: Callable[[str], Iterator[dict]] = seeds.read_sources,
 ) -> Run:
-    """Start a run folder, or go on with it. `facts` are recorded besides the settings; `read_source` tells
-    whether the source of a new run can be read. Raises BadInput."""
-    prompts = digest(*(path.read_text() for path in sorted(PROMPTS.rglob("*.md"))))
-    if read_config(folder).get("prompts", prompts) != prompts:
-        raise BadInput(f"{folder} was made with other prompts than those in {PROMPTS}: take another --out")
-    defaults = add_settings(argparse.ArgumentParser())
-    facts = (facts or {}) | {"prompts": prompts}
-    config, is_new = merge_settings(folder, defaults, given, ADJUSTABLE, facts)
-    check_settings(config)
+    """Start a run folder, or resume it. `stages` is the table, if it is not METHOD; `facts` are recorded
+    besides the settings; `read_source` tells whether the source of a new run can be read. Raises BadInput."""
+    stages, defaults = stages or METHOD, add_settings(argparse.ArgumentParser())
+    config, is_new = merge_settings(folder, defaults, given, ADJUSTABLE, {"baseline": None} | (facts or {}))
+    check_settings(config, stages)
+    prompts, recorded = prompt_digests(config, stages), config.get("prompts", {})
+    for name in prompts:
+        if recorded.get(name, prompts[name]) != prompts[name] and (folder / f"{name}.jsonl").exists():
+            files = f"{stages[name].text}.md or examples than those in {PROMPTS}"
+            raise BadInput(f"{folder}: its {name} were made with another {files}: take another --out")
     if is_new:
         check_model(config["model"])
-        if not config.get("instructions_from"):
-            next(read_source(config["source"]), None)  # a bad source leaves no run folder behind
-    return Run(folder, config, engine_options)
+        next(read_source(config["source"]), None)  # a bad source leaves no run folder behind
+    return Run(folder, config | {"prompts": recorded | prompts}, engine_options, stages)
 
 
-def check_settings(config: dict):
+def prompt_digests(config: dict, stages: dict[str, Stage]) -> dict[str, str]:
+    """{stage: hash of the text and the examples that its prompts are made of}."""
+    examples = wanted_examples(argparse.Namespace(**config))
+    used = {name: examples if stage.shots is not None else [] for name, stage in stages.items() if stage.text}
+    return {name: digest(text_of(stages[name]), *of)[:16] for name, of in used.items()}
+
+
+def check_settings(config: dict, stages: dict[str, Stage]):
     """Refuse now what a stage would refuse after hours. Raises BadInput, and SandboxError."""
     if config["model"] is None:
         raise BadInput("a new run needs --model: a checkpoint folder or a hub id")
@@ -240,14 +234,15 @@ def check_settings(config: dict):
     low, high = config["pass_rate"]
     if low > high:
         raise BadInput(f"--pass-rate takes LOW and HIGH, not {low} and {high}")
-    if (low > 0 or high < 1 or config["min_killed"]) and "executions" not in stages_of(config):
-        raise BadInput(f"--pass-rate and --min-killed: {config['rival']} executes no responses")
+    if (low > 0 or high < 1 or config["min_killed"]) and "executions" not in stages:
+        raise BadInput(f"--pass-rate and --min-killed: {config['baseline']} executes no responses")
     if not re.fullmatch(r"\d+,\d+,\d+", config["shots"]):
         raise BadInput(f"--shots takes three numbers such as 8,8,1, not {config['shots']!r}")
     check_limits(config["workers"] or 1, config["timeout"], config["memory_mb"])
     examples = len(wanted_examples(argparse.Namespace(**config)))
     shots = list(map(int, config["shots"].split(",")))
-    if max(shots[2:] if config.get("instructions_from") else shots) > examples:
+    asked = [stage for stage in stages.values() if not stage.make and stage.shots is not None]
+    if max((shots[stage.shots] for stage in asked), default=0) > examples:
         found = f"{PROMPTS / 'examples'} has {examples} of the wanted categories and difficulties"
         raise BadInput(f"--shots {config['shots']}: {found}")
 
@@ -262,53 +257,48 @@ def wanted_examples(settings: argparse.Namespace) -> list[Example]:
     return [example for example in load_examples(PROMPTS / "examples") if wanted(example.properties)]
 
 
-def few_shot_prompt(stage: str, shots: list[str], opening: str) -> str:
-    """The stage's text, the numbered examples, and the opening of one more, which the model is to finish."""
-    numbered = [f"### Example {number}\n{text}" for number, text in enumerate([*shots, opening], 1)]
-    return "\n\n".join([system_text(stage), *numbered])
+def few_shot(shots: list[str], opening: str) -> str:
+    """The numbered examples, and the opening of one more, which the model is to finish."""
+    return "\n\n".join(f"### Example {number}\n{text}" for number, text in enumerate([*shots, opening], 1))
 
 
-def system_text(stage: str) -> str:
-    return (PROMPTS / f"{stage}.md").read_text().strip()
+def prompt_of(
+    stage: Stage, shots: list[Example], fields: dict, parent: dict, settings: argparse.Namespace
+) -> str:
+    return f"{text_of(stage).strip()}\n\n{stage.prompt(shots, fields, parent, settings)}"
+
+
+def text_of(stage: Stage) -> str:
+    return (PROMPTS / f"{stage.text}.md").read_text()
 
 
 # ------------------------------------------------------------------------------------------------- generation
 
 
-def generate(
-    run: Run,
-    stage: str,
-    parse: Callable[[str], dict],
-    stop: Sequence[str],
-    shots: int,
-    samples: int = 1,
-    draw_fields: Callable[[dict], dict] = lambda parent: {},
-    max_tokens: float = math.inf,
-):
-    """Make the missing rows of a stage: `samples` of them for each kept row of the parent stage.
-
-    `draw_fields(parent)` gives the fields of a row that are drawn before the model is asked; `parse(text)`
-    those in the model's answer, or `reject`. If the next stage executes these rows, that begins here.
-    """
-    limit = min(max_tokens, run.settings.max_tokens)
-    with Appender(run.path(stage)) as file:
-        waiting = missing_rows(run, stage, samples, file.ids)
+def generate(run: Run, name: str):
+    """Make the missing rows of a stage. If the next stage executes them, that begins here."""
+    stage = run.stages[name]
+    with Appender(run.path(name)) as file:
+        waiting = missing_rows(run, name, file.ids)
         if not waiting:
             return
-        bar = progress(total=sum(len(numbers) for _, _, numbers in waiting), desc=stage, unit="row")
+        parents = {parent["id"]: parent for _, parent, _ in waiting}
+        bar = progress(total=sum(len(numbers) for _, _, numbers in waiting), desc=name, unit="row")
 
         def reject_long_prompt(row: dict):
             file.append(row | {"reject": "prompt_too_long"})
             bar.update()
 
-        requests = build_requests(run, stage, waiting, shots, stop, limit, draw_fields, reject_long_prompt)
-        executed = "executions" in run.stages and run.stages["executions"].parent == stage
+        executed = "executions" in run.stages and run.stages["executions"].parent == name
         kept, tokens, started = 0, 0, time.monotonic()
+        requests = build_requests(run, name, waiting, reject_long_prompt)
         with bar, BackgroundExecution(run) if executed else contextlib.nullcontext() as beside:
             for request, completion in stream(run.engine, requests):
-                unfinished = {"text": completion.text, "reject": "length"}
-                made = parse(completion.text) if completion.finished else unfinished
-                row = request.row | {"tokens": completion.tokens} | made
+                row = request.row | {"tokens": completion.tokens}
+                if completion.finished:
+                    row |= stage.parse(completion.text, row, parents[row[stage.parent_id]], run.settings)
+                else:
+                    row |= {"text": completion.text, "reject": "length"}
                 file.append(row)
                 if beside and "reject" not in row:
                     beside.add(row)
@@ -318,22 +308,25 @@ def generate(
                 bar.update()
 
 
-def missing_rows(run: Run, stage: str, samples: int, on_disk: set[str]) -> list[tuple]:
-    """(deck, parent row, sample numbers) of the rows that are not on disk, sorted by deck: prompts that begin
-    alike follow one another and share the engine's prefix cache."""
-    settings, waiting = run.settings, []
-    for parent in run.kept(run.stages[stage].parent):
-        if numbers := [n for n in range(samples) if row_id(stage, parent["id"], n) not in on_disk]:
-            deck = parent["id"]
-            if settings.decks:
-                deck = draw(settings.seed, stage, "deck", parent["id"]) % settings.decks
-            waiting.append((deck, parent, numbers))
+def missing_rows(run: Run, name: str, on_disk: set[str]) -> list[tuple[int | str, dict, list[int]]]:
+    """(shot set, parent row, sample numbers) of the rows that are not on disk, sorted by shot set: prompts
+    that begin alike follow one another and share the engine's prefix cache."""
+    settings, stage, waiting = run.settings, run.stages[name], []
+    for parent in run.kept(stage.parent):
+        numbers = range(settings.samples if stage.several else 1)
+        if numbers := [n for n in numbers if row_id(name, parent["id"], n) not in on_disk]:
+            shot_set = parent["id"]
+            if settings.shot_sets:
+                shot_set = draw(settings.seed, name, "deck", parent["id"]) % settings.shot_sets
+            waiting.append((shot_set, parent, numbers))
     return sorted(waiting, key=lambda item: (item[0], item[1]["id"]))
 
 
-def draw_deck(run: Run, stage: str, deck: int | str, shots: int) -> list[Example]:
-    """The few-shot examples of a deck, in their order."""
-    return random.Random(draw(run.settings.seed, stage, "shots", deck)).sample(run.examples, shots)
+def draw_shots(run: Run, name: str, shot_set: int | str) -> list[Example]:
+    """The few-shot examples of a shot set, in their order."""
+    which = run.stages[name].shots
+    count = 0 if which is None else int(run.settings.shots.split(",")[which])
+    return random.Random(draw(run.settings.seed, name, "shots", shot_set)).sample(run.examples, count)
 
 
 def origin(parent: dict, key: str) -> dict[str, str]:
@@ -342,42 +335,33 @@ def origin(parent: dict, key: str) -> dict[str, str]:
 
 
 def build_requests(
-    run: Run,
-    stage: str,
-    waiting: list[tuple[int | str, dict, list[int]]],
-    shots: int,
-    stop: Sequence[str],
-    max_tokens: int,
-    draw_fields: Callable[[dict], dict],
-    reject_long_prompt: Callable[[dict], None],
+    run: Run, name: str, waiting: list[tuple], reject_long_prompt: Callable[[dict], None]
 ) -> Iterator[Request]:
-    settings, table_row = run.settings, run.stages[stage]
-    for deck, parent, numbers in waiting:
-        examples = draw_deck(run, stage, deck, shots)
-        fields = draw_fields(parent)
-        prompt = table_row.prompt(examples, fields, parent, settings)
+    """The request for each missing row; a row whose prompt leaves no room for an answer is rejected."""
+    settings, stage = run.settings, run.stages[name]
+    sampling = {key: getattr(settings, key) for key in ("temperature", "top_p", "top_k")}
+    max_tokens = min(stage.max_tokens or settings.max_tokens, settings.max_tokens)
+    stop = list(stage.stop or LAYOUTS[settings.layout].stop)
+    for shot_set, parent, numbers in waiting:
+        shots, fields = draw_shots(run, name, shot_set), stage.draw_fields(parent, settings)
+        prompt = prompt_of(stage, shots, fields, parent, settings)
         token_ids = run.engine.tokenizer(prompt).input_ids
         for n in numbers:
-            row = (
-                {"id": row_id(stage, parent["id"], n)}
-                | origin(parent, table_row.key)
-                | {"sample": n}
-                | fields
-            )
-            row |= {"examples": [example.name for example in examples], "prompt": digest(prompt)[:16]}
-            seed = row["sampling_seed"] = draw(settings.seed, stage, "sampling", row["id"])
+            row = {"id": row_id(name, parent["id"], n)} | origin(parent, stage.parent_id)
+            row |= {"sample": n, **fields, "examples": [example.name for example in shots]}
+            row |= {"prompt": digest(prompt)[:16]}
+            seed = row["sampling_seed"] = draw(settings.seed, name, "sampling", row["id"])
             if len(token_ids) + max_tokens > run.engine.context:
                 reject_long_prompt(row)
             else:
-                sampling = {key: getattr(settings, key) for key in ("temperature", "top_p", "top_k")}
-                yield Request(row["id"], token_ids, max_tokens, seed, list(stop), row, **sampling)
+                yield Request(row["id"], token_ids, max_tokens, seed, stop, row, **sampling)
 
 
 # ------------------------------------------------------------------------------------ 2.1, B: source -> seeds
 
 # The judge's rejects: such code was no near-duplicate, and code after it is compared with it
-BY_JUDGE = ("insufficient_docstring", "prompt_too_long")
-JUDGED_AT_A_TIME = 128  # of a run with a limit: more would be judged in vain once it is reached
+JUDGE_REJECTS = ("insufficient_docstring", "prompt_too_long")
+JUDGE_BATCH = 128  # of a run with a limit: more would be judged in vain once it is reached
 
 
 def gather_seeds(run: Run):
@@ -413,8 +397,8 @@ def ordered(run: Run, candidates: Iterable[dict]) -> Iterable[dict]:
     larger limit adds to a smaller one; a file or dataset is streamed in its own order.
     """
     if run.settings.source == "stdlib" or Path(run.settings.source).is_dir():
-        place = lambda row: digest(run.settings.seed, "seed order", row["where"], row.get("code"))
-        return sorted(candidates, key=place)
+        sort_key = lambda row: digest(run.settings.seed, "seed order", row["where"], row.get("code"))
+        return sorted(candidates, key=sort_key)
     return candidates
 
 
@@ -431,7 +415,7 @@ def reject_known_texts(run: Run, candidates: Iterator[dict]) -> Iterator[dict]:
     """Reject candidates that hold benchmark text or are near-duplicates of one before."""
     duplicates = NearDuplicates(0.5)
     for row in read_rows(run.path("seeds")):
-        if row.get("reject") in (None, *BY_JUDGE):
+        if row.get("reject") in (None, *JUDGE_REJECTS):
             duplicates.is_new(row["code"])  # kept before a restart
     for row in candidates:
         if "reject" not in row:
@@ -446,28 +430,28 @@ def judge(run: Run, candidates: Iterator[dict]) -> Iterator[dict]:
     """Paper B: reject candidates of which the model says No to whether the docstring suffices to write the
     function again.
     """
-    least = run.settings.judge
-    at_a_time = 1 if not least else JUDGED_AT_A_TIME if run.settings.limit else run.engine.window
-    while batch := list(itertools.islice(candidates, at_a_time)):
+    threshold = run.settings.judge
+    size = 1 if not threshold else JUDGE_BATCH if run.settings.limit else run.engine.window
+    while batch := list(itertools.islice(candidates, size)):
         requests = []
         for row in batch:
-            if "reject" not in row and least:
-                prompt = run.engine.tokenizer(judge_prompt(row)).input_ids
+            if "reject" not in row and threshold:
+                prompt = prompt_of(run.stages["seeds"], [], {}, row, run.settings)
+                prompt = run.engine.tokenizer(prompt).input_ids
                 if len(prompt) < run.engine.context:
                     requests.append(Request(row["id"], prompt, 1, None, [], row, logprobs=20))
                 else:
                     row["reject"] = "prompt_too_long"
         for request, completion in stream(run.engine, requests) if requests else ():
             request.row["judge"] = share_of_yes(completion.first)
-            if request.row["judge"] < least:
+            if request.row["judge"] < threshold:
                 request.row["reject"] = "insufficient_docstring"
         yield from batch
 
 
-def judge_prompt(seed: dict) -> str:
-    """prompts/judge.md ends with seven judged examples; the function to judge is the eighth."""
-    opening = f"### Example 8\n[Code]\n```python\n{seed['code']}\n```\n\n[Sufficient]\n"
-    return f"{system_text('judge')}\n\n{opening}"
+def judge_prompt(shots: list[Example], fields: dict, seed: dict, settings: argparse.Namespace) -> str:
+    """The text ends with seven judged examples; the function to judge is the eighth."""
+    return f"### Example 8\n[Code]\n```python\n{seed['code']}\n```\n\n[Sufficient]\n"
 
 
 def share_of_yes(first: dict[str, float]) -> float:
@@ -482,17 +466,12 @@ def share_of_yes(first: dict[str, float]) -> float:
 # -------------------------------------------------------------------------------------- 2.2: seed -> concepts
 
 
-def name_concepts(run: Run):
-    """Paper 2.2, S->C: the programming concepts of each seed."""
-    generate(run, "concepts", parse_concepts, ["\n"], run.shots("concepts"), max_tokens=CONCEPT_TOKENS)
+def concepts_prompt(shots: list[Example], fields: dict, seed: dict, settings: argparse.Namespace) -> str:
+    texts = [f"[Code]\n{example.code}\n\n[Concepts]\n{example.properties['concepts']}" for example in shots]
+    return few_shot(texts, f"[Code]\n```python\n{seed['code']}\n```\n\n[Concepts]\n")
 
 
-def concepts_prompt(deck: list[Example], fields: dict, seed: dict, settings: argparse.Namespace) -> str:
-    shots = [f"[Code]\n{example.code}\n\n[Concepts]\n{example.properties['concepts']}" for example in deck]
-    return few_shot_prompt("concepts", shots, f"[Code]\n```python\n{seed['code']}\n```\n\n[Concepts]\n")
-
-
-def parse_concepts(text: str) -> dict:
+def parse_concepts(text: str, row: dict, seed: dict, settings: argparse.Namespace) -> dict:
     parts = [concept.strip() for concept in text.strip().lower().rstrip(".").split(",")]
     concepts = list(dict.fromkeys(filter(None, parts)))
     if not concepts or len(concepts) > 12 or max(map(len, concepts)) > 60:
@@ -502,32 +481,16 @@ def parse_concepts(text: str) -> dict:
 
 # ------------------------------------------------------------------------------- 2.2: concepts -> instruction
 
-INSTRUCTION_STOP = ("\n### Example", "\n[Properties]", "\n[Code]")
+
+def draw_task(concepts: dict, settings: argparse.Namespace) -> dict[str, str]:
+    """The category and the difficulty of a task."""
+    options = {"category": settings.categories.split(","), "difficulty": settings.difficulties.split(",")}
+    return {key: of[draw(settings.seed, key, concepts["id"]) % len(of)] for key, of in options.items()}
 
 
-def parse_instruction(text: str) -> dict:
-    instruction = text.strip()
-    if len(instruction.split()) < 8 or re.search(r"^\[\w+\]$", instruction, re.MULTILINE):
-        return {"text": text, "reject": "not_a_task"}
-    return {"instruction": instruction}
-
-
-def invent_instructions(run: Run, parse: Callable[[str], dict] = parse_instruction):
-    """Paper 2.2, C->I: one task for each list of concepts, its category and difficulty drawn."""
-    settings = run.settings
-
-    def draw_fields(concepts: dict) -> dict[str, str]:
-        draw_one = lambda options, *key: options[draw(settings.seed, *key, concepts["id"]) % len(options)]
-        return {
-            "category": draw_one(settings.categories.split(","), "category"),
-            "difficulty": draw_one(settings.difficulties.split(","), "difficulty"),
-        }
-
-    shots = run.shots("instructions")
-    generate(run, "instructions", parse, INSTRUCTION_STOP, shots, draw_fields=draw_fields)
-
-
-def instruction_prompt(deck: list[Example], fields: dict, concepts: dict, settings) -> str:
+def instruction_prompt(
+    shots: list[Example], fields: dict, concepts: dict, settings: argparse.Namespace
+) -> str:
     """The drawn category decides how a task begins; it comes last, where small models heed it more often."""
     stated = {"concepts": ", ".join(concepts["concepts"]), "language": "Python"}
     stated |= {key: fields[key] for key in ("difficulty", "category")}
@@ -535,8 +498,14 @@ def instruction_prompt(deck: list[Example], fields: dict, concepts: dict, settin
     def state(values: dict[str, str]) -> str:
         return "[Properties]\n" + "\n".join(f"{key}: {values[key]}" for key in stated) + "\n\n[Instruction]\n"
 
-    shots = [state(example.properties) + example.instruction for example in deck]
-    return few_shot_prompt("instructions", shots, state(stated))
+    return few_shot([state(example.properties) + example.instruction for example in shots], state(stated))
+
+
+def parse_instruction(text: str, row: dict, concepts: dict, settings: argparse.Namespace) -> dict:
+    instruction = text.strip()
+    if len(instruction.split()) < 8 or re.search(r"^\[\w+\]$", instruction, re.MULTILINE):
+        return {"text": text, "reject": "not_a_task"}
+    return {"instruction": instruction}
 
 
 # ------------------------------------------------------------------- 2.3: instruction -> responses with tests
@@ -577,25 +546,15 @@ PLACEHOLDERS = (
 )
 
 
-def write_responses(run: Run):
-    """Paper 2.3, I->R: `samples` responses for each instruction, each with its own tests."""
-    layout = LAYOUTS[run.settings.layout]
-    parse = lambda text: split_response(text, layout)
-    generate(run, "responses", parse, layout.stop, run.shots("responses"), run.settings.samples)
+def response_prompt(shots: list[Example], fields: dict, task: dict, settings: argparse.Namespace) -> str:
+    layout = LAYOUTS[settings.layout]
+    texts = [layout.shot.format(instruction=e.instruction, response=e.response, tests=e.tests) for e in shots]
+    return few_shot(texts, layout.shot.partition("{response}")[0].format(instruction=task["instruction"]))
 
 
-def response_prompt(deck: list[Example], fields: dict, task: dict, settings: argparse.Namespace) -> str:
-    return ask_for_response(deck, task["instruction"], LAYOUTS[settings.layout])
-
-
-def ask_for_response(deck: list[Example], instruction: str, layout: Layout) -> str:
-    shots = [layout.shot.format(instruction=e.instruction, response=e.response, tests=e.tests) for e in deck]
-    opening = layout.shot.partition("{response}")[0].format(instruction=instruction)
-    return few_shot_prompt("responses", shots, opening)
-
-
-def split_response(text: str, layout: Layout) -> dict:
+def parse_response(text: str, row: dict, task: dict, settings: argparse.Namespace) -> dict:
     """{response, tests} of a sample, or {text, reject}: the format filter of the paper."""
+    layout = LAYOUTS[settings.layout]
     parts = re.split(layout.boundary, text, flags=re.MULTILINE)
     if len(parts) != 2 or any(mark in part for mark in layout.marks for part in parts):
         return {"text": text, "reject": "no_response_tests_boundary"}
@@ -653,9 +612,13 @@ def run_programs(run: Run, responses: Iterable[dict]) -> Iterator[str]:
             yield result.outcome
 
 
+def code_and_tests(response: dict) -> tuple[str, str]:
+    return runnable_code(response["response"]), python_code(response["tests"])
+
+
 def program_of(response: dict) -> str:
     """What the sandbox runs: the code of the response, then its tests."""
-    return program(runnable_code(response["response"]), python_code(response["tests"]))
+    return program(*code_and_tests(response))
 
 
 class BackgroundExecution:
@@ -699,58 +662,6 @@ class BackgroundExecution:
 # ------------------------------------------------------------------------------------------ 2.3, C: selection
 
 
-class Filters:
-    """What an example must be, given those kept before. A call returns {"reject": reason, ...}, or {} and
-    remembers the example, even one that turns out later to solve a benchmark's task."""
-
-    longest = 200  # words of an instruction
-
-    def __init__(self, decontaminator: Decontaminator):
-        self.decontaminator = decontaminator
-        self.seen = set()
-        self.near = {part: NearDuplicates(0.7) for part in ("instruction", "response", "code")}
-
-    def __call__(self, instruction: str, response: str) -> dict:
-        if len(instruction.split()) > self.longest:
-            return {"reject": "long_instruction"}
-        exact, near = self.hashes(instruction, response)
-        for reason, number in exact.items():
-            if number in self.seen:
-                return {"reject": reason}
-        find = self.decontaminator.contaminated_by
-        if finding := find(instruction) or find(response):
-            return contaminated(finding)
-        for part, bands in near.items():
-            if self.near[part].seen.has_any(bands):
-                return {"reject": f"near_duplicate_{part}"}
-        self.remember(exact, near)
-        return {}
-
-    def remember(self, exact: dict, near: dict):
-        self.seen.update(exact.values())
-        for part, bands in near.items():
-            self.near[part].seen.add(bands)
-
-    def hashes(self, instruction: str, response: str) -> tuple[dict, dict]:
-        """{reason: hash of what may occur once only}, {part: hashes of its MinHash bands}."""
-        source = python_code(response)
-        functions, classes = code.defined_names(source)
-        exact = {
-            "same_instruction": "".join(instruction.split()),
-            "same_response": "".join(response.split()),
-            "same_function_names": functions,
-            "same_class_names": classes,
-        }
-        numbers = {reason: int(digest(reason, value)[:16], 16) for reason, value in exact.items() if value}
-        texts = {"instruction": instruction, "response": response, "code": code.bare_code(source)}
-        return numbers, {part: self.near[part].hashes(text) for part, text in texts.items()}
-
-
-def contaminated(finding: Finding) -> dict:
-    reason, share = f"benchmark_{finding.layer}", round(finding.share, 2)
-    return {"reject": reason, "benchmark": [finding.task], "share": share}
-
-
 def select(run: Run):
     """Paper 2.3 and C: one passing response for each instruction, then the filters, in a drawn order.
 
@@ -763,9 +674,11 @@ def judge_passing(run: Run, filters: Filters) -> dict[str, dict]:
     """{id of a passing response: {}, or why it is rejected}. What --pass-rate and --min-killed leave out is
     rejected first; both are off in the paper."""
     passing = in_drawn_order(run, run.kept(run.stages["selection"].parent))
-    verdicts = outside_pass_rate(run, passing)
+    (low, high), count = run.settings.pass_rate, Counter(passing.values())
+    is_left_out = lambda task: not low <= count[task] / run.settings.samples <= high
+    verdicts = {one: {"reject": "pass_rate"} for one, task in passing.items() if is_left_out(task)}
     if run.settings.min_killed:
-        verdicts |= extra("quality").weakly_tested(run, [one for one in passing if one not in verdicts])
+        verdicts |= weakly_tested(run, [one for one in passing if one not in verdicts])
     verdicts |= choose(run, {one: task for one, task in passing.items() if one not in verdicts}, filters)
     coverage = "; ".join(filter(None, (run.decontaminator.coverage, reject_solved(run, verdicts))))
     run.save(decontamination=coverage, searched=run.decontaminator.suites)
@@ -777,14 +690,6 @@ def in_drawn_order(run: Run, rows: Iterable[dict]) -> dict[str, str]:
     task_of = {row.get(run.answers[1], row["id"]): row["instruction_id"] for row in rows}
     sort_key = lambda response_id: digest(run.settings.seed, "selection", response_id)
     return {response_id: task_of[response_id] for response_id in sorted(task_of, key=sort_key)}
-
-
-def outside_pass_rate(run: Run, passing: dict[str, str]) -> dict[str, dict]:
-    """{response id: its reject} of the tasks that --pass-rate leaves out: too hard, or too easy, for this
-    model."""
-    (low, high), count = run.settings.pass_rate, Counter(passing.values())
-    is_left_out = lambda task: not low <= count[task] / run.settings.samples <= high
-    return {one: {"reject": "pass_rate"} for one, task in passing.items() if is_left_out(task)}
 
 
 def choose(run: Run, candidates: dict[str, str], filters: Filters) -> dict[str, dict]:
@@ -801,13 +706,54 @@ def choose(run: Run, candidates: dict[str, str], filters: Filters) -> dict[str, 
     return verdicts
 
 
+def weakly_tested(run: Run, response_ids: list[str]) -> dict[str, dict]:
+    """{response id: its reject} of those whose tests kill less than --min-killed of their code's mutants.
+    Those without a mutant are among them, and those that take too long: nothing shows what their tests test.
+
+    Scores are kept in mutants.jsonl. Raises SandboxError where the sandbox gives no verdict.
+    """
+    responses = KeptRows(run.path(run.answers[0]))
+    limits = run.settings.workers, mutants.TIMEOUT, run.settings.memory_mb
+    with Appender(run.path("mutants")) as file, Sandbox(*limits) as sandbox:
+        waiting = [one for one in response_ids if row_id("mutants", one) not in file.ids]
+        examples = ((one, *code_and_tests(responses[one])) for one in waiting)
+        scores = mutants.mutation_score(sandbox, examples)
+        for one, score in progress(scores, total=len(waiting), desc="mutants", unit="response"):
+            if not score.errors:
+                counts = {"mutants": score.mutants, "killed": score.killed}
+                file.append({"id": row_id("mutants", one), "response_id": one} | counts)
+    scores = {row["response_id"]: row for row in read_rows(run.path("mutants"))}
+    if missing := len(set(response_ids) - scores.keys()):
+        raise SandboxError(f"mutants of {missing} responses got no verdict; run the same command to resume")
+    kills = lambda row: row["mutants"] and row["killed"] >= run.settings.min_killed * row["mutants"]
+    return {one: {"reject": "weak_tests"} for one in response_ids if not kills(scores[one])}
+
+
 def reject_solved(run: Run, verdicts: dict[str, dict]) -> str:
-    """Reject what is kept so far and solves a benchmark's task. Returns a note: on how many it was tried."""
-    kept = [response_id for response_id, verdict in verdicts.items() if not verdict]
-    solved, tried = extra("behaviour").solved_benchmarks(run, kept, KeptRows(run.path(run.answers[0])))
-    for response_id, tasks in solved.items():
-        verdicts[response_id] = {"reject": "benchmark_solved", "benchmark": tasks}
-    return tried
+    """Reject what is kept so far and solves a benchmark's task. Returns a note: on how many it was tried.
+
+    Each response is tried once: results are kept in benchmarks.jsonl.
+    """
+    coverage, trials = run.decontaminator.coverage, behaviour.make_trials(run.decontaminator.runnable)
+    if not trials:
+        return ""
+    responses = KeptRows(run.path(run.answers[0]))
+    attempts = {row_id("benchmarks", coverage, one): one for one, verdict in verdicts.items() if not verdict}
+    with Appender(run.path("benchmarks")) as file, Sandbox(workers=run.settings.workers) as sandbox:
+        waiting = [attempt for attempt in attempts if attempt not in file.ids]
+        codes = ((attempt, python_code(responses[attempts[attempt]]["response"])) for attempt in waiting)
+        tried = behaviour.solved_tasks(trials, sandbox, codes)
+        bar = progress(tried, total=len(waiting), desc="benchmark tasks", unit="response")
+        for attempt, solves, missing in bar:
+            row = {"id": attempt, "response_id": attempts[attempt], "solves": solves, "not_tried": missing}
+            file.append(row)
+    rows = [row for row in read_rows(run.path("benchmarks")) if row["id"] in attempts]
+    for row in rows:
+        if row["solves"]:
+            verdicts[row["response_id"]] = {"reject": "benchmark_solved", "benchmark": row["solves"]}
+    incomplete = len(attempts) - sum(not row["not_tried"] for row in rows)
+    note = f"{len(attempts)} responses tried on the inputs of {len(trials)} tasks"
+    return note + (f", {incomplete} of them not on all" if incomplete else "")
 
 
 def write_selection(run: Run, verdicts: dict[str, dict], suffix: str = "", untested: Collection[str] = ()):
@@ -823,16 +769,12 @@ def write_selection(run: Run, verdicts: dict[str, dict], suffix: str = "", untes
         for response_id, verdict in verdicts.items():
             response = rows[stage][response_id]
             ids = origin(response, key)
-            if not verdict and is_held_out(run, response["instruction_id"]):
+            if not verdict and chance(run, "held out", response["instruction_id"]) < run.settings.heldout:
                 verdict = {"reject": "held_out"}
                 write_heldout(example_of(response, ids, rows))
             elif not verdict:
                 write_example(with_test(run, example_of(response, ids, rows), response_id not in untested))
             write_verdict({"id": row_id("selection", response_id)} | ids | verdict)
-
-
-def is_held_out(run: Run, instruction_id: str) -> bool:
-    return chance(run, "held out", instruction_id) < run.settings.heldout
 
 
 def example_of(response: dict, ids: dict[str, str], rows: dict[str, KeptRows]) -> dict:
@@ -874,13 +816,27 @@ def chance(run: Run, *parts) -> float:
     return draw(run.settings.seed, *parts) / 2**31
 
 
+INSTRUCTION_STOP = ("\n### Example", "\n[Properties]", "\n[Code]")
 METHOD = {
-    "seeds": Stage(None, None, gather_seeds),
-    "concepts": Stage("seeds", "seed_id", name_concepts, concepts_prompt),
-    "instructions": Stage("concepts", "concepts_id", invent_instructions, instruction_prompt),
-    "responses": Stage("instructions", "instruction_id", write_responses, response_prompt, several=True),
-    "executions": Stage("responses", "response_id", execute),
-    "selection": Stage("executions", "response_id", select),
+    "seeds": Stage(None, None, "judge", judge_prompt, make=gather_seeds),
+    "concepts": Stage(
+        "seeds", "seed_id", "concepts", concepts_prompt, parse_concepts, ("\n",), 0, max_tokens=256
+    ),
+    "instructions": Stage(
+        "concepts",
+        "concepts_id",
+        "instructions",
+        instruction_prompt,
+        parse_instruction,
+        INSTRUCTION_STOP,
+        1,
+        draw_task,
+    ),
+    "responses": Stage(
+        "instructions", "instruction_id", "responses", response_prompt, parse_response, shots=2, several=True
+    ),
+    "executions": Stage("responses", "response_id", make=execute),
+    "selection": Stage("executions", "response_id", make=select),
 }
 
 
@@ -916,7 +872,12 @@ def funnel(folder: Path) -> dict:
         rejects = dict(rejects.most_common())
         kept = total - sum(rejects.values())
         counts[stage] = {"stage": stage, "in": total, "kept": kept, "rejects": rejects, "tokens": tokens}
-    add_progress(config, counts)
+    for name, (parent, _, several) in stages.items():
+        expected = (config.get("samples", 1) if several else 1) * counts[parent]["kept"] if parent else 0
+        counts[name]["seconds"] = round(config.get("seconds", {}).get(name, 0), 1)
+        counts[name]["waiting"] = max(0, expected - counts[name]["in"])
+    if config.get("limit") and not counts["concepts"]["in"]:  # later, the source may have had no more
+        counts["seeds"]["waiting"] = max(0, config["limit"] - counts["seeds"]["kept"])
     return {
         "stages": [counts[stage] for stage in stages],
         "sft": sum(1 for _ in read_rows(folder / "sft.jsonl")),
@@ -929,34 +890,6 @@ def funnel(folder: Path) -> dict:
     }
 
 
-def add_progress(config: dict, counts: dict[str, dict]):
-    """Add to each stage's counts its seconds, and how many of its rows are still to come."""
-    for name, (parent, _, several) in config["stages"].items():
-        expected = (config["samples"] if several else 1) * counts[parent]["kept"] if parent else 0
-        counts[name]["seconds"] = round(config["seconds"].get(name, 0), 1)
-        counts[name]["waiting"] = max(0, expected - counts[name]["in"])
-    if config.get("limit") and not counts["concepts"]["in"]:  # later, the source may have had no more
-        counts["seeds"]["waiting"] = max(0, config["limit"] - counts["seeds"]["kept"])
-
-
-def table(counts: dict) -> str:
-    """The funnel as plain text, one line per stage."""
-    line = "{:<13}{:>8}{:>8}{:>8}{:>10}{:>9}  {}".format
-    lines = [line("stage", "in", "kept", "share", "tokens", "seconds", "most common rejects")]
-    for stage in counts["stages"]:
-        share = f"{stage['kept'] / stage['in']:.0%}" if stage["in"] else "-"
-        rejects = ", ".join(f"{reason} {count}" for reason, count in list(stage["rejects"].items())[:3])
-        numbers = stage["in"], stage["kept"], share, stage["tokens"], stage["seconds"]
-        lines.append(line(stage["stage"], *numbers, rejects))
-    passing = counts["instructions_by_passing_samples"].items()
-    instructions = ", ".join(f"{samples}: {number}" for samples, number in passing) or "none"
-    tested = f"instructions by number of passing samples: {instructions}"
-    outcome = tested if counts["tested"] else "responses were not executed"
-    lines.append(f"sft examples {counts['sft']}; {outcome}")
-    lines.append(f"decontamination: {counts['decontamination']}")
-    return "\n".join(lines)
-
-
 # ----------------------------------------------------------------------------------------------- command line
 
 EXTRAS = {  # command: what it does; the file of that name in extras/, loaded when it is asked for
@@ -966,46 +899,26 @@ EXTRAS = {  # command: what it does; the file of that name in extras/, loaded wh
     "pilot": "a small run in each layout, and what a full run would give",
     "export": "the final examples, pairs or tasks with tests for others, with a dataset card",
     "card": "the card of a trained model",
-    "rival": "the rows that the paper compares the method with (T1, T9, T10, T11)",
     "doctor": "what this machine can do with a model, and the commands for it",
 }
 
 
-def extra(name: str):
-    return importlib.import_module(f"extras.{'rivals' if name == 'rival' else name}")
-
-
-def run_stages(run: Run, names: Iterable[str]):
+def run_stages(run: Run, names: Iterable[str], beside: Callable = contextlib.nullcontext):
+    """Make the missing rows of the stages; `beside(run)` is a context that each one runs in."""
     for name in names:
         run.time_for(name)
         try:
-            with extra("report").live(run):
-                run.stages[name].make(run)
+            with beside(run):
+                stage = run.stages[name]
+                stage.make(run) if stage.make else generate(run, name)
         finally:
             run.time_for(None)
 
 
-def run_everything(run: Run) -> int:
-    """Every stage, the quality of the tests, the report. Returns the exit status: 0 where all was done."""
-    run_stages(run, run.stages)
-    extra("quality").measure(run)
-    extra("report").show(run.folder)
-    return say_problems(run)
-
-
-def run_stage(run: Run, name: str) -> int:
-    if name not in run.stages:
-        raise BadInput(f"the rival {run.config['rival']} has no stage {name}")
-    before = itertools.takewhile(lambda stage: stage != name, run.stages)
-    # A rival's own stages have no command of their own
-    run_stages(run, [*(stage for stage in before if stage not in METHOD), name])
-    extra("report").show(run.folder)
-    return say_problems(run)
-
-
-def say_problems(run: Run) -> int:
+def report_problems(run: Run) -> int:
+    """Print why the work is not done. Returns the exit status: 0 where it is."""
     for problem in run.problems:
-        print(f"selfcodealign.py: {problem}; the same command tries again", file=sys.stderr)
+        print(f"selfcodealign.py: {problem}; run the same command to try again", file=sys.stderr)
     return 2 if run.problems else 0
 
 
@@ -1020,8 +933,10 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     commands = parser.add_subparsers(dest="command", required=True)
     for name in ("run", *METHOD):
-        does = METHOD[name].make.__doc__.partition(": ")[2].split(".")[0] if name in METHOD else "every stage"
-        command = commands.add_parser(name, help=" ".join(does.split()))
+        made_from = METHOD[name].parent or "--source" if name in METHOD else ""
+        command = commands.add_parser(
+            name, help=f"{name}.jsonl from {made_from}" if made_from else "every stage"
+        )
         command.add_argument("--out", type=Path, required=True, help="the run folder")
         add_settings(command)
         add_engine_options(command)
@@ -1031,6 +946,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> int | None:
+    extra = lambda name: importlib.import_module(f"extras.{name}")
     try:
         if sys.argv[1:2] and sys.argv[1] in EXTRAS:
             return extra(sys.argv[1]).main(sys.argv[2:])
@@ -1038,15 +954,20 @@ def main() -> int | None:
         if arguments.command not in ("run", "seeds") and not (arguments.out / "config.json").exists():
             raise BadInput(f"{arguments.out} is not a run folder: start with `run` or `seeds`")
         with contextlib.closing(open_run(arguments.out, *given_settings(arguments))) as run:
-            return run_everything(run) if arguments.command == "run" else run_stage(run, arguments.command)
+            run_stages(
+                run, METHOD if arguments.command == "run" else [arguments.command], extra("report").live
+            )
+            if arguments.command == "run":
+                extra("quality").measure(run)
+            extra("report").show(run.folder)
+            return report_problems(run)
     except (BadInput, SandboxError, OSError) as error:
         print(f"selfcodealign.py: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("selfcodealign.py: interrupted; the same command goes on from here", file=sys.stderr)
+        print("selfcodealign.py: interrupted; run the same command to resume", file=sys.stderr)
         return 130
 
 
 if __name__ == "__main__":
-    sys.modules["selfcodealign"] = sys.modules["__main__"]  # the one that extras/ import
     sys.exit(main())

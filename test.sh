@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Style, then every test, with one command. Options go to pytest: ./test.sh -k sandbox
 # SLOW=1 ./test.sh adds what takes longer: many thousand programs in the sandbox, the verdicts of EvalPlus's own command on whole
-# benchmarks, a run of every rival, vLLM's server with two copies of the model, killed again and again, names of the hub without a network.
+# benchmarks, a run of every baseline, vLLM's server with two copies of the model, killed again and again, names of the hub without a network.
 set -euo pipefail
 cd "$(dirname "$0")"
 source environment.sh

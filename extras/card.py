@@ -50,7 +50,7 @@ def describe(model: Path, scores: Path | None, license: str) -> str:
         base=shown["model"],
         data=shown["data"],
         examples=sum(1 for _ in data.open("rb")) if is_same else None,
-        origin=origin_of(run.get("rival"), run.get("source", "others")),
+        origin=origin_of(run.get("baseline"), run.get("source", "others")),
         writers=writers(run, run.get("model", "a model")),
         scored=scored,
         settings=shown,
@@ -59,13 +59,13 @@ def describe(model: Path, scores: Path | None, license: str) -> str:
     return str(text) + "\n"
 
 
-def main(words: list[str]):
+def main(argv: list[str]):
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("selfcodealign.py card", description=__doc__, formatter_class=raw)
     parser.add_argument("--model", type=Path, required=True, help="the folder that train.py made")
     parser.add_argument("--scores", type=Path, help="its folder of eval.py's")
     parser.add_argument("--license", default="unknown", help="the hub's name of the model's licence")
-    arguments = parser.parse_args(words)
+    arguments = parser.parse_args(argv)
     card = arguments.model / "README.md"
     if card.exists() and MADE_HERE not in card.read_text(errors="replace"):
         raise BadInput(f"{card} is not ours: move it away first")

@@ -20,9 +20,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from extras import outcomes
-from parts.folder import read_config
+from extras.report import table
+from parts.folder import positive, read_config, share
 from parts.rows import BadInput, read_rows, whole
-from selfcodealign import funnel, positive, share, table
+from selfcodealign import funnel
 
 FORMATS = ("parquet", "messages", "preference", "rl")
 
@@ -128,7 +129,7 @@ def card(run_folder: Path, file: str, format: str, columns: list[str], made: dic
         template_path=Path(__file__).parent / "pages" / "card.md",
         made=made,
         format=format,
-        origin=origin_of(config.get("rival"), source),
+        origin=origin_of(config.get("baseline"), source),
         models=writers(settings, model),
         columns=columns,
         counts=counts,
@@ -137,16 +138,16 @@ def card(run_folder: Path, file: str, format: str, columns: list[str], made: dic
     )
 
 
-def origin_of(rival: str | None, source: str) -> str:
+def origin_of(baseline: str | None, source: str) -> str:
     """What the data was made from, in words."""
-    if rival in ("octopack", "given-tasks"):
-        return f"{'commits' if rival == 'octopack' else 'tasks'} of {source}"
+    if baseline in ("octopack", "given-tasks"):
+        return f"{'commits' if baseline == 'octopack' else 'tasks'} of {source}"
     library = "Python's standard library"
     return f"code of {library if source == 'stdlib' else source}"
 
 
 def writers(config: dict, model: str) -> str:
-    if config.get("rival") == "octopack":  # the model only counted tokens
+    if config.get("baseline") == "octopack":  # the model only counted tokens
         return "the authors of the commits"
     return " and ".join(dict.fromkeys(filter(None, (config.get("instructions_by"), model))))
 
@@ -160,7 +161,7 @@ def without_folders(value):
     return " and ".join(Path(name).name if is_local else name for name, is_local in zip(names, local))
 
 
-def main(words: list[str]):
+def main(argv: list[str]):
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("selfcodealign.py export", description=__doc__, formatter_class=raw)
     parser.add_argument("--out", type=Path, required=True, help="the run folder")
@@ -170,7 +171,7 @@ def main(words: list[str]):
     parser.add_argument("--pairs", type=positive(int), help="preference: so many of an example (default: 1)")
     bounds = {"nargs": 2, "type": share, "metavar": ("LOW", "HIGH")}
     parser.add_argument("--pass-rate", help="rl: tasks of whose samples such a share passed", **bounds)
-    arguments = parser.parse_args(words)
+    arguments = parser.parse_args(argv)
     for option, format in (("pairs", "preference"), ("pass_rate", "rl")):
         if getattr(arguments, option) and arguments.format != format:
             raise BadInput(f"--{option.replace('_', '-')} is for --format {format}")

@@ -8,12 +8,14 @@ import collections
 from collections.abc import Iterator
 from pathlib import Path
 
-from extras.quality import agreement, outcomes_of, parts_of
+from extras.quality import agreement
 from parts.code import program, python_code
 from parts.contamination import Decontaminator
 from parts.folder import read_config, read_run
+from parts.mutants import outcomes_of
 from parts.rows import BadInput, KeptRows, progress, read_rows, row_id
 from sandbox import Sandbox
+from selfcodealign import code_and_tests
 
 
 def tasks(folder: Path) -> Iterator[tuple[dict, dict, list[dict]]]:
@@ -59,7 +61,7 @@ def likeness(chosen: str, response: dict) -> tuple:
 
 def programs_of(response: dict, example: dict) -> list[str]:
     """The response's code with its own tests, and with those of the example."""
-    code, tests = parts_of(response)
+    code, tests = code_and_tests(response)
     return [program(code, tests), program(code, python_code(example["tests"]))]
 
 
@@ -128,7 +130,7 @@ def reward_tasks(folder: Path, low: float, high: float) -> tuple[list[dict], dic
         rate = len(passing) / config["samples"]
         if low <= rate <= high:
             wanted[example["id"]] = example, task, rate
-            samples_of[example["id"]] = list(map(parts_of, passing))
+            samples_of[example["id"]] = list(map(code_and_tests, passing))
     with sandbox_of(folder) as sandbox:
         matrices = agreement(sandbox, samples_of.items())
         for name, matrix in progress(matrices, total=len(wanted), desc="agreement", unit="task"):

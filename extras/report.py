@@ -22,7 +22,7 @@ import jinja2
 from parts.folder import parse_folder, read_config
 from parts.rows import BadInput, read_object, read_rows, whole, write_atomically
 from parts.statistics import wilson
-from selfcodealign import funnel, table
+from selfcodealign import funnel
 
 REPEATED = (
     "same_instruction same_function_names same_class_names near_duplicate_instruction near_duplicate_code"
@@ -39,7 +39,7 @@ HINTS = {  # reject: what a user can do about it
     "failed": "code and tests disagree: easier --difficulties, a lower --temperature, or more --samples",
     "timeout": "programs do not end: read a few below, and raise --timeout if they are right but slow",
     "insufficient_docstring": "docstrings are too thin: a better documented source, or a lower --judge",
-    **dict.fromkeys(REPEATED.split(), "tasks repeat: more and more varied seeds, more --decks"),
+    **dict.fromkeys(REPEATED.split(), "tasks repeat: more and more varied seeds, more --shot-sets"),
 }
 COMPARED = ("compare.json", "table.json")  # of eval.py
 SECONDS_BETWEEN = 60  # between two reports of a run that goes on; more where a report takes long
@@ -94,13 +94,31 @@ def live(run):
         thread.join()
 
 
-def main(words: list[str]):
+def main(argv: list[str]):
     does = "of a run, finished or not, or pages of what eval.py --compare or --table wrote"
-    folder = parse_folder("report", does, words, ("config.json", *COMPARED))
+    folder = parse_folder("report", does, argv, ("config.json", *COMPARED))
     if (folder / "config.json").exists():
         show(folder)
     for file in filter(Path.is_file, map(folder.joinpath, COMPARED)):
         write_comparison(file)
+
+
+def table(counts: dict) -> str:
+    """The funnel as plain text, one line per stage."""
+    line = "{:<13}{:>8}{:>8}{:>8}{:>10}{:>9}  {}".format
+    lines = [line("stage", "in", "kept", "share", "tokens", "seconds", "most common rejects")]
+    for stage in counts["stages"]:
+        share = f"{stage['kept'] / stage['in']:.0%}" if stage["in"] else "-"
+        rejects = ", ".join(f"{reason} {count}" for reason, count in list(stage["rejects"].items())[:3])
+        numbers = stage["in"], stage["kept"], share, stage["tokens"], stage["seconds"]
+        lines.append(line(stage["stage"], *numbers, rejects))
+    passing = counts["instructions_by_passing_samples"].items()
+    instructions = ", ".join(f"{samples}: {number}" for samples, number in passing) or "none"
+    tested = f"instructions by number of passing samples: {instructions}"
+    outcome = tested if counts["tested"] else "responses were not executed"
+    lines.append(f"sft examples {counts['sft']}; {outcome}")
+    lines.append(f"decontamination: {counts['decontamination']}")
+    return "\n".join(lines)
 
 
 def advice(counts: dict) -> list[str]:
@@ -176,7 +194,7 @@ def projection(counts: dict, seeds: int) -> str:
 EXAMPLES_PER_REASON = 3
 FINAL_EXAMPLES = 10
 COMMON_CONCEPTS = 45
-SHOWN_ELSEWHERE = ("seconds", "sandbox", "decontamination")
+NOT_SETTINGS = ("seconds", "sandbox", "decontamination", "stages", "prompts")
 CLIP = 1500  # characters of a text on the page; the stage's file has it whole
 
 
@@ -225,7 +243,7 @@ def render(folder: Path, counts: dict, config: dict) -> str:
     place = lambda task: order.index(task["difficulty"]) if task["difficulty"] in order else -1
     tasks = sorted(counts["tasks"], key=lambda task: (task["category"], place(task)))
     passing, samples = counts["instructions_by_passing_samples"], config.get("samples", 1)
-    settings = {key: value for key, value in config.items() if key not in SHOWN_ELSEWHERE}
+    settings = {key: value for key, value in config.items() if key not in NOT_SETTINGS}
     versions = config.get("versions", {}).items()
     settings["versions"] = ", ".join(f"{name} {number}" for name, number in versions if number)
     return page("report.html").render(

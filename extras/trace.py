@@ -10,13 +10,14 @@ from pathlib import Path
 from parts.examples import load_examples
 from parts.folder import read_run
 from parts.rows import BadInput, digest, read_rows
-from selfcodealign import PROMPTS, Stage, stages_of
+from selfcodealign import METHOD, PROMPTS, Stage, prompt_of
 
-UNKNOWN = "not that of the files in prompts/: they have changed since"
+UNKNOWN = "not what the files of prompts make now: they have changed, or a baseline made it"
 
 
-def trace(folder: Path, example_id: str, prompts: bool = False):
-    """Print every row that led to an example, and what became of its siblings. Raises BadInput."""
+def trace(folder: Path, example_id: str, prompts: bool = False, tables: dict | None = None):
+    """Print every row that led to an example, and what became of its siblings. `tables` has the stages of
+    baselines, by name. Raises BadInput."""
     if not folder.is_dir():
         raise BadInput(f"no such run folder: {folder}")
     example = next((row for row in read_rows(folder / "sft.jsonl") if row["id"] == example_id), None)
@@ -29,8 +30,8 @@ def trace(folder: Path, example_id: str, prompts: bool = False):
     found = {stage: row_of(folder, stage, identity) for stage, identity in ids.items()}
     for stage, row in found.items():
         if prompts and row.get("prompt"):
-            parent = found[stages[stage][0]]
-            prompt = prompt_of(stages_of(config)[stage], row, parent, argparse.Namespace(**config))
+            parent, table = found[stages[stage][0]], (tables or {}).get(config.get("baseline"), METHOD)
+            prompt = rebuild_prompt(table.get(stage), row, parent, argparse.Namespace(**config))
             print(f"PROMPT\n\n{prompt or UNKNOWN}\n")
         if row["id"] == example["instruction_id"]:  # with the test that it shows, if it shows one
             row = row | {"instruction": example["instruction"]}
@@ -64,19 +65,22 @@ def describe(row: dict) -> str:
     return "\n\n".join([f": {head}" if head else "", *concepts, *texts])
 
 
-def prompt_of(stage: Stage, row: dict, parent: dict, settings: argparse.Namespace) -> str | None:
+def rebuild_prompt(stage: Stage | None, row: dict, parent: dict, settings: argparse.Namespace) -> str | None:
     """The prompt that a row answers, built again from the names of its few-shot examples; None if it cannot
     be."""
+    if not stage or not stage.prompt:
+        return None
     known = {example.name: example for example in load_examples(PROMPTS / "examples")}
-    prompt = stage.prompt([known[name] for name in row["examples"] if name in known], row, parent, settings)
+    shots = [known[name] for name in row["examples"] if name in known]
+    prompt = prompt_of(stage, shots, row, parent, settings)
     return prompt if digest(prompt)[:16] == row["prompt"] else None
 
 
-def main(words: list[str]):
+def main(argv: list[str], tables: dict | None = None):
     parser = argparse.ArgumentParser("selfcodealign.py trace", description=__doc__)
     parser.add_argument("run", type=Path)
     parser.add_argument("id")
     parser.add_argument("--prompts", action="store_true", help="show the whole prompt of each step, too")
-    arguments = parser.parse_args(words)
+    arguments = parser.parse_args(argv)
     sys.stdout.reconfigure(errors="backslashreplace")  # a source or a model may write half a surrogate pair
-    trace(arguments.run, arguments.id, arguments.prompts)
+    trace(arguments.run, arguments.id, arguments.prompts, tables)

@@ -7,7 +7,7 @@ import importlib.metadata
 import json
 import threading
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
 from parts.rows import BadInput, lock_folder, read_object, read_rows, write_atomically
@@ -64,11 +64,11 @@ def read_run(folder: Path) -> dict:
     return config
 
 
-def parse_folder(command: str, does: str, words: list[str], holds: Sequence[str] = ("config.json",)) -> Path:
+def parse_folder(command: str, does: str, argv: list[str], holds: Sequence[str] = ("config.json",)) -> Path:
     """The folder of a command that takes --out and nothing else; it has one of the files. Raises BadInput."""
     parser = argparse.ArgumentParser(f"selfcodealign.py {command}", description=does)
     parser.add_argument("--out", type=Path, required=True, help="the run folder")
-    folder = parser.parse_args(words).out
+    folder = parser.parse_args(argv).out
     if not any((folder / name).exists() for name in holds):
         raise BadInput(f"{folder} is not a run folder, and has no {' or '.join(holds)}")
     return folder
@@ -98,6 +98,22 @@ def merge_settings(
             was = f"{key} = {config.get(key)}, not {value}"
             raise BadInput(f"{folder} was made with {was}: take another --out, or the recorded value")
     return config | given, False
+
+
+def positive(kind: type) -> Callable[[str], float]:
+    def parse(text: str):
+        if kind(text) <= 0:
+            raise ValueError
+        return kind(text)
+
+    parse.__name__ = f"positive {kind.__name__}"  # argparse names it in its error
+    return parse
+
+
+def share(text: str) -> float:
+    if not 0 <= float(text) <= 1:
+        raise ValueError
+    return float(text)
 
 
 def is_leftover(path: Path) -> bool:

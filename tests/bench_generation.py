@@ -1,16 +1,16 @@
 """Generation side by side in one run: seconds and tokens/s for the same step in four shapes, or a table of
-what the number of decks changes.
+what the number of shot sets changes.
 
-    python tests/bench_generation.py [--model models/smollm2-135m] [--items 48] [--decks 2]
-    python tests/bench_generation.py --decks-table 1,4,16,64,0
+    python tests/bench_generation.py [--model models/smollm2-135m] [--items 48] [--shot-sets 2]
+    python tests/bench_generation.py --shot-sets-table 1,4,16,64,0
 
     raw             LLM.generate on all requests of the step at once, nothing on disk before the last: the floor
-    ours            the stage of selfcodealign.py with decks
-    ours, decks 0   the same with few-shot examples drawn for each prompt, as in the paper
+    ours            the stage of selfcodealign.py with shot sets
+    ours, sets 0    the same with few-shot examples drawn for each prompt, as in the paper
     chunks          the shape of the public scripts: LLM.generate on 32 requests at a time, few-shot examples drawn for each prompt
 
 Steps are S->C and C->I with the full 8-shot prompts, on functions of the standard library. What counts is
-items per deck: a real run has thousands of them, and pays for its decks once.
+items per set: a real run has thousands of them, and pays for its shot sets once.
 """
 
 import argparse
@@ -27,17 +27,17 @@ import selfcodealign
 from parts.engine import start_engine
 from parts.rows import read_rows
 
-STEPS = {"concepts": selfcodealign.name_concepts, "instructions": selfcodealign.invent_instructions}
+STEPS = ("concepts", "instructions")
 CHUNK = 32
 
 
-def open_run(folder: Path, engine, options: argparse.Namespace, decks: int) -> selfcodealign.Run:
+def open_run(folder: Path, engine, options: argparse.Namespace, shot_sets: int) -> selfcodealign.Run:
     settings = {
         "model": options.model,
         "judge": 0.0,
         "limit": options.items,
         "max_tokens": options.max_tokens,
-        "decks": decks,
+        "shot_sets": shot_sets,
     }
     run = selfcodealign.open_run(folder, settings, {})
     run.engine = engine  # one for all
@@ -56,7 +56,7 @@ def timed(run: selfcodealign.Run, step: str) -> tuple[float, list]:
     run.engine.llm.reset_prefix_cache()
     selfcodealign.stream = recording
     started = time.monotonic()
-    STEPS[step](run)
+    selfcodealign.generate(run, step)
     selfcodealign.stream = stream
     return time.monotonic() - started, requests
 
@@ -82,8 +82,8 @@ def raw(engine, requests: list, size: int) -> tuple[float, int]:
 
 def compare_shapes(options, engine, folder: Path):
     ours, warm_up, paper = (
-        open_run(folder / name, engine, options, decks)
-        for name, decks in (("ours", options.decks), ("warm-up", options.decks), ("paper", 0))
+        open_run(folder / name, engine, options, shot_sets)
+        for name, shot_sets in (("ours", options.shot_sets), ("warm-up", options.shot_sets), ("paper", 0))
     )
     selfcodealign.gather_seeds(ours)
     for run in (warm_up, paper):
@@ -99,7 +99,7 @@ def compare_shapes(options, engine, folder: Path):
             "raw": raw(engine, requests, len(requests)),
         }
         paper_seconds, paper_requests = timed(paper, step)
-        shapes["ours, decks 0"] = (paper_seconds, sum(r.row["tokens"] for r in paper_requests))
+        shapes["ours, sets 0"] = (paper_seconds, sum(r.row["tokens"] for r in paper_requests))
         shapes["chunks"] = raw(engine, paper_requests, CHUNK)
         for shape, (seconds, tokens) in shapes.items():
             prompt_tokens = sum(
@@ -111,14 +111,14 @@ def compare_shapes(options, engine, folder: Path):
             shutil.copy(ours.path(step), run.path(step))  # the next step has the same parents
 
 
-def decks_table(options, engine, folder: Path):
+def shot_sets_table(options, engine, folder: Path):
     print(
-        f"{'decks':>6}{'S->C s':>9}{'C->I s':>9}{'concepts':>10}{'distinct':>10}{'instructions':>14}{'similarity':>12}",
+        f"{'sets':>6}{'S->C s':>9}{'C->I s':>9}{'concepts':>10}{'distinct':>10}{'instructions':>14}{'similarity':>12}",
         flush=True,
     )
-    for decks in map(int, options.decks_table.split(",")):
-        run = open_run(folder / str(decks), engine, options, decks)
-        first = folder / options.decks_table.split(",")[0] / "seeds.jsonl"
+    for shot_sets in map(int, options.shot_sets_table.split(",")):
+        run = open_run(folder / str(shot_sets), engine, options, shot_sets)
+        first = folder / options.shot_sets_table.split(",")[0] / "seeds.jsonl"
         if first.exists():
             shutil.copy(first, run.path("seeds"))
         else:
@@ -128,7 +128,7 @@ def decks_table(options, engine, folder: Path):
         rows = read_rows(run.path("instructions"))  # those cut at --max-tokens are instructions, too
         texts = [set(row.get("instruction", row.get("text")).lower().split()) for row in rows]
         nearest = [max(len(a & b) / len(a | b) for b in texts if b is not a) for a in texts]
-        line = f"{decks:>6}{seconds[0]:>9.1f}{seconds[1]:>9.1f}{len(concepts):>10}{len(set(concepts)) / len(concepts):>10.1%}"
+        line = f"{shot_sets:>6}{seconds[0]:>9.1f}{seconds[1]:>9.1f}{len(concepts):>10}{len(set(concepts)) / len(concepts):>10.1%}"
         print(f"{line}{len(texts):>14}{sum(nearest) / len(nearest):>12.3f}", flush=True)
 
 
@@ -138,18 +138,18 @@ def main():
     )
     parser.add_argument("--model", default=str(ROOT / "models" / "smollm2-135m"))
     parser.add_argument("--items", type=int, default=48)
-    parser.add_argument("--decks", type=int, default=2)
+    parser.add_argument("--shot-sets", type=int, default=2)
     parser.add_argument("--max-tokens", type=int, default=96)
     parser.add_argument("--steps", default=",".join(STEPS))
     parser.add_argument(
-        "--decks-table",
+        "--shot-sets-table",
         metavar="K,K,...",
         help="similarity: the mean over instructions of the largest word overlap (Jaccard) with another",
     )
     options = parser.parse_args()
     engine = start_engine(options.model, 8192)
     with tempfile.TemporaryDirectory() as folder:
-        (decks_table if options.decks_table else compare_shapes)(options, engine, Path(folder))
+        (shot_sets_table if options.shot_sets_table else compare_shapes)(options, engine, Path(folder))
 
 
 if __name__ == "__main__":

@@ -12,11 +12,12 @@ import textwrap
 
 import pytest
 
-from extras.behaviour import Trial, make_trials, plan_tries, same, solved_tasks, solves
 from parts import benchmarks
+from parts.behaviour import Trial, make_trials, plan_tries, solved_tasks
 from parts.benchmarks import OVERRIDES, load_benchmark
 from parts.contamination import MIN_NEEDLE, Decontaminator, normalise, task_texts
 from parts.rows import BadInput
+from parts.try_tasks import same, solves
 from sandbox import Sandbox
 
 

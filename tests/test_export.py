@@ -9,6 +9,17 @@ from huggingface_hub import DatasetCard
 from extras.export import export
 from parts.rows import BadInput
 
+STAGES = {  # of a run's config.json
+    "seeds": [None, None, False],
+    "concepts": ["seeds", "seed_id", False],
+    "instructions": ["concepts", "concepts_id", False],
+    "responses": ["instructions", "instruction_id", True],
+}
+EXECUTED = {
+    "executions": ["responses", "response_id", False],
+    "selection": ["executions", "response_id", False],
+}
+NOT_EXECUTED = {"selection": ["responses", "response_id", False]}
 EXAMPLES = [
     {
         "id": f"x{n}",
@@ -33,6 +44,7 @@ def run_folder(tmp_path):
     config = {
         "model": "owner/model",
         "source": "stdlib",
+        "stages": STAGES | EXECUTED,
         # Longer than a file name may be, as where no benchmark file can be had
         "decontamination": "substrings of humaneval+; mbpp+ NOT SEARCHED: offline" + " and no way there" * 20,
         "sandbox": {"network": "loopback only"},
@@ -105,13 +117,12 @@ def test_the_card_states_what_is_known_and_no_more(run_folder, tmp_path):
     assert "vllm" not in card.text and all(f"| `{column}` |" in card.text for column in EXAMPLES[0])
 
 
-def test_the_card_names_whoever_wrote_the_instructions_and_claims_no_tests_of_a_rival_without(
+def test_the_card_names_whoever_wrote_the_instructions_and_claims_no_tests_of_a_baseline_without(
     run_folder, tmp_path
 ):
     config = json.loads((run_folder / "config.json").read_text())
-    (run_folder / "config.json").write_text(
-        json.dumps(config | {"rival": "evol-instruct", "instructions_by": "owner/first"})
-    )
+    config |= {"baseline": "evol-instruct", "instructions_by": "owner/first", "stages": STAGES | NOT_EXECUTED}
+    (run_folder / "config.json").write_text(json.dumps(config))
     export(run_folder, tmp_path / "out", "messages")
     text = DatasetCard.load(tmp_path / "out" / "README.md").text
     assert "by owner/first and owner/model" in text and "passed" not in text and "protections" not in text
@@ -123,6 +134,7 @@ def test_the_card_shows_no_folders_of_this_machine(run_folder, tmp_path, monkeyp
     config = {
         "model": "models/tuned",
         "source": "~/private code/a|b.jsonl",
+        "stages": STAGES | EXECUTED,
         "instructions_from": "/home/me/runs/first",
         "instructions_by": "/home/me/my models/base and owner/model",
         "match": f"{tmp_path}/other",

@@ -47,7 +47,8 @@ def test_a_new_filter_gives_its_reason(tmp_path):
     code = f"""
 import selfcodealign as s
 text = {sentence * 9!r} + "\\n```python\\nx = 1\\n```\\n</response>\\n\\n<tests>\\n```python\\nassert x\\n```\\n"
-print(s.split_response(text, s.LAYOUTS["tags"]).get("reject"), s.split_response(text[20 * 8:], s.LAYOUTS["tags"]).get("reject"))
+for sample in (text, text[20 * 8 :]):
+    print(s.parse_response(sample, {{}}, {{}}, s.argparse.Namespace(layout="tags")).get("reject"))
 """
     assert run(forked("filter", tmp_path), code).split() == ["repeats_itself", "None"]
 
@@ -63,16 +64,17 @@ def test_a_new_stage_between_two_others_is_counted_traced_and_selected(model, tm
     """Its rows are planted, as are those before it; what follows runs as always."""
     code = f"""
 import selfcodealign as s
-from extras import trace
+from extras import report, trace
 from pathlib import Path
 from parts.rows import replacing
 run = s.open_run(Path("run"), dict(model={model!r}, samples=1, max_tokens=32, judge=0.0), {{}})
+ids = dict(seed_id="s")
 code = "```python\\ndef f(x):\\n    return x + {{}}\\n```"
 rows = dict(
     seeds=[dict(id="s", where="m.py:1", code="def g(x): ...")],
     concepts=[dict(id="c", seed_id="s", concepts=["sums"])],
-    instructions=[dict(id="i", concepts_id="c", instruction="Add one to a number.", category="function", difficulty="easy")],
-    responses=[dict(id="r", instruction_id="i", sample=0, response=code.format(2), tests="```python\\nassert f(1) == 2\\n```")],
+    instructions=[dict(id="i", **ids, concepts_id="c", instruction="Add one to a number.", category="function", difficulty="easy")],
+    responses=[dict(id="r", **ids, concepts_id="c", instruction_id="i", sample=0, response=code.format(2), tests="```python\\nassert f(1) == 2\\n```")],
 )
 for stage, lines in rows.items():
     with replacing(run.path(stage)) as write:
@@ -81,11 +83,11 @@ for stage, lines in rows.items():
 prompt = run.stages["critiques"].prompt([], dict(), rows["responses"][0], run.settings)
 assert "return x + 2" in prompt and prompt.endswith("<response>\\n")
 with replacing(run.path("critiques")) as write:
-    write(dict(id="q", response_id="r", sample=0, response=code.format(1), tests="```python\\nassert f(1) == 2\\n```"))
+    write(dict(id="q", **s.origin(rows["responses"][0], "response_id"), sample=0, response=code.format(1), tests="```python\\nassert f(1) == 2\\n```"))
 s.run_stages(run, ["executions", "selection"])
 [example] = s.read_rows(run.path("sft"))
 trace.trace(run.folder, example["id"])
-print(s.table(s.funnel(run.folder)))
+print(report.table(s.funnel(run.folder)))
 """
     copy = forked("critique", tmp_path)
     printed = run(copy, code)

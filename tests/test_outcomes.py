@@ -8,13 +8,14 @@ import pytest
 from huggingface_hub import ModelCard
 from test_selfcodealign import fenced, plant, words
 
-from extras import rivals
+from experiments import baselines
 from extras.export import export
 from extras.reward import passes_tests
 from parts.code import program, python_code, runnable_code
+from parts.filters import Filters
 from parts.rows import BadInput, read_rows
 from sandbox import Sandbox
-from selfcodealign import Filters, execute, funnel, open_run, run_stages, select
+from selfcodealign import execute, funnel, open_run, run_stages, select
 
 RIGHT, OTHER_RIGHT = "def f{n}(x):\n    return x + {n}", "def f{n}(x):\n    return {n} + x"
 WRONG, CRASHING = "def f{n}(x):\n    return x - 1", "def f{n}(x):\n    return unknown"
@@ -176,7 +177,7 @@ def test_each_planted_bad_commit_is_rejected_with_its_reason(model, tmp_path):
     subprocess.run([*git, "config", "core.fsmonitor", f"touch {ran}; false"], check=True)
 
     reasons = {}
-    run = rivals.start(
+    run = baselines.start(
         "octopack", tmp_path / "out", {"model": model, "source": str(repository)}, {}, None, None
     )
     run_stages(run, run.stages)
@@ -209,13 +210,13 @@ def test_each_planted_bad_commit_is_rejected_with_its_reason(model, tmp_path):
     rows = [columns, columns | {"subject": "Return zero", "new_file": "mean.py"}]
     (tmp_path / "commits.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     given = {"model": model, "source": str(tmp_path / "commits.jsonl")}
-    run = rivals.start("octopack", tmp_path / "rows", given, {}, None, None)
+    run = baselines.start("octopack", tmp_path / "rows", given, {}, None, None)
     run_stages(run, run.stages)
     assert [row.get("reject") for row in read_rows(run.path("seeds"))] == [None, "message_length"]
     [example] = read_rows(run.path("sft"))
     assert all(example[key] == changed[key] for key in ("instruction", "response"))
     with pytest.raises(BadInput, match="No git repository was found"):
-        rivals.start("octopack", tmp_path / "none", given | {"source": str(tmp_path)}, {}, None, None)
+        baselines.start("octopack", tmp_path / "none", given | {"source": str(tmp_path)}, {}, None, None)
 
 
 def test_given_tasks_are_taken_as_they_are_and_those_of_a_benchmark_left_out_in_the_end(
@@ -225,7 +226,7 @@ def test_given_tasks_are_taken_as_they_are_and_those_of_a_benchmark_left_out_in_
     tasks = [words(1, 12), copied, words(2, 12), words(1, 12), words(3, 300), " "]
     (tmp_path / "tasks.jsonl").write_text("".join(json.dumps({"instruction": task}) + "\n" for task in tasks))
     given = {"model": model, "source": str(tmp_path / "tasks.jsonl")}
-    run = rivals.start("given-tasks", tmp_path / "out", given, {}, None, None)
+    run = baselines.start("given-tasks", tmp_path / "out", given, {}, None, None)
     run_stages(run, ["seeds", "concepts", "instructions"])
     instructions = [row["instruction"] for row in read_rows(run.path("instructions"))]
     assert instructions == [tasks[0], copied, tasks[2], tasks[4]]

@@ -1,6 +1,7 @@
 """The few-shot examples are what the model imitates: each must be right, and a malformed one must be found
 where it is."""
 
+import argparse
 import ast
 import collections
 import re
@@ -13,7 +14,7 @@ from parts.examples import load_examples, parse_example
 from parts.rows import BadInput
 from parts.seeds import functions, type_errors
 from sandbox import Sandbox
-from selfcodealign import LAYOUTS, PROMPTS, split_response
+from selfcodealign import LAYOUTS, PROMPTS, parse_response
 
 EXAMPLES = load_examples(PROMPTS / "examples")
 
@@ -31,16 +32,18 @@ def test_every_example_passes_its_own_tests_and_fails_them_when_its_code_is_miss
     assert {name: result.outcome for name, result in gutted.items()} == dict.fromkeys(gutted, "failed")
 
 
-@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
-def test_every_example_would_pass_the_filter_that_samples_must_pass(layout):
+@pytest.mark.parametrize("name, layout", LAYOUTS.items(), ids=LAYOUTS)
+def test_every_example_would_pass_the_filter_that_samples_must_pass(name, layout):
+    settings = argparse.Namespace(layout=name)
     for example in EXAMPLES:
         shot = layout.shot[layout.shot.index("{response}") :].format(
             response=example.response, tests=example.tests
         )
         sample = shot.removesuffix(layout.stop[0])  # as the engine gives it
-        assert split_response(sample, layout) == {"response": example.response, "tests": example.tests}, (
-            example.name
-        )
+        assert parse_response(sample, {}, {}, settings) == {
+            "response": example.response,
+            "tests": example.tests,
+        }, example.name
 
 
 def test_the_judge_sees_seven_functions_that_stand_alone_and_both_verdicts():

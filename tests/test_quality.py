@@ -4,7 +4,8 @@ import ast
 
 import pytest
 
-from extras.quality import agreement, mutants, mutation_score
+from extras.quality import agreement
+from parts.mutants import mutants, mutation_score
 from sandbox import Sandbox
 
 CODE = """

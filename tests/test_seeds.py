@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from extras.rivals import snippets
+from experiments.baselines import snippets
 from parts import seeds
 from parts.rows import BadInput
 from parts.seeds import TYPE_CHECKED_AT_A_TIME, extract, functions, type_checked, type_errors

@@ -21,27 +21,27 @@ import transformers
 from conftest import ROOT
 
 import selfcodealign
-from extras import pilot, report, rivals, trace
+from experiments import baselines
+from extras import pilot, report, trace
 from parts.code import python_code, runnable_code
 from parts.contamination import Finding
 from parts.duplicates import NearDuplicates
 from parts.examples import load_examples
+from parts.filters import Filters
 from parts.rows import BadInput, lock_folder, read_rows, replacing, row_id
 from sandbox import SandboxError
 from selfcodealign import (
-    LAYOUTS,
     METHOD,
     PROMPTS,
     BackgroundExecution,
-    Filters,
     Run,
-    draw_deck,
+    draw_shots,
     funnel,
     open_run,
+    parse_response,
     select,
     share_of_yes,
     short_test,
-    split_response,
     wanted_examples,
 )
 
@@ -50,6 +50,10 @@ TICKS = "```"
 
 def fenced(code: str) -> str:
     return f"{TICKS}python\n{code}\n{TICKS}"
+
+
+def parsed(text, layout="tags"):
+    return parse_response(text, {}, {}, argparse.Namespace(layout=layout))
 
 
 def sample(response="def f(x):\n    return x", tests="assert f(1) == 1", boundary="</response>\n\n<tests>"):
@@ -86,14 +90,14 @@ def sample(response="def f(x):\n    return x", tests="assert f(1) == 1", boundar
     ],
 )
 def test_the_format_filter_gives_the_reason(text, reason):
-    assert split_response(text, LAYOUTS["tags"]).get("reject") == reason
+    assert parsed(text).get("reject") == reason
 
 
 def test_the_heading_layout_is_taken_apart_like_the_tags():
     text = sample(boundary="#### Tests")
-    assert split_response(text, LAYOUTS["headings"]) == split_response(sample(), LAYOUTS["tags"])
+    assert parsed(text, "headings") == parsed(sample())
     for wrong in (sample(boundary="Tests"), text + "#### Tests\n", "#### Response\n" + text):
-        assert split_response(wrong, LAYOUTS["headings"])["reject"] == "no_response_tests_boundary"
+        assert parsed(wrong, "headings")["reject"] == "no_response_tests_boundary"
 
 
 def test_the_judge_weighs_yes_against_no():
@@ -181,26 +185,17 @@ def test_near_duplicates_are_those_above_the_threshold():
     )
 
 
-def test_a_deck_depends_on_seed_stage_and_number_alone():
-    def deck(seed, stage, number):
+def test_a_shot_set_depends_on_seed_stage_and_number_alone():
+    def shot_set(seed, stage, number):
         settings = argparse.Namespace(
-            seed=seed, categories="function,class,program", difficulties="easy,medium,hard"
+            seed=seed, categories="function,class,program", difficulties="easy,medium,hard", shots="8,8,8"
         )
-        run = argparse.Namespace(settings=settings, examples=wanted_examples(settings))
-        return [example.name for example in draw_deck(run, stage, number, 8)]
+        run = argparse.Namespace(settings=settings, examples=wanted_examples(settings), stages=METHOD)
+        return tuple(example.name for example in draw_shots(run, stage, number))
 
-    assert deck(0, "concepts", 1) == deck(0, "concepts", 1)
-    assert (
-        len(
-            {
-                tuple(deck(s, stage, n))
-                for s in (0, 1)
-                for stage in ("concepts", "instructions")
-                for n in (0, 1)
-            }
-        )
-        == 8
-    )
+    assert shot_set(0, "concepts", 1) == shot_set(0, "concepts", 1)
+    stages = ("concepts", "instructions")
+    assert len({shot_set(s, stage, n) for s in (0, 1) for stage in stages for n in (0, 1)}) == 8
 
 
 # -------------------------------------------------------------------------------------------- the real engine
@@ -217,7 +212,7 @@ SIZE = [
     "2",
     "--max-tokens",
     "96",
-    "--decks",
+    "--shot-sets",
     "2",
     "--shots",
     "2,2,1",
@@ -303,12 +298,12 @@ def test_the_prompt_of_every_row_can_be_shown_again(whole):
         parents = {row["id"]: row for row in read_rows(whole / f"{METHOD[stage].parent}.jsonl")}
         rows = list(read_rows(whole / f"{stage}.jsonl"))
         for row in rows:
-            parent = parents[row[METHOD[stage].key]]
-            prompt = trace.prompt_of(METHOD[stage], row, parent, settings)
+            parent = parents[row[METHOD[stage].parent_id]]
+            prompt = trace.rebuild_prompt(METHOD[stage], row, parent, settings)
             assert prompt.count("### Example") == 1 + len(row["examples"])
             assert parent.get("code", parent.get("instruction", "")) in prompt
             changed = row | {"examples": [*row["examples"][1:], other]}
-            assert trace.prompt_of(METHOD[stage], changed, parent, settings) is None
+            assert trace.rebuild_prompt(METHOD[stage], changed, parent, settings) is None
         assert rows
 
 
@@ -426,7 +421,7 @@ def test_other_choices_of_responses_give_other_sets_of_one_size(model, tmp_path,
     out = tmp_path / "recipes"
     run = open_run(out, {"model": model, "heldout": 0.4, "test_in_instruction": 1.0}, {})
     with pytest.raises(BadInput, match="no sft.jsonl to match"):
-        rivals.choose(run, "failing")
+        baselines.choose(run, "failing")
 
     def sample_of(n, k):
         body = f"def f{n}_{k}(x):\n    return {random.Random(3 * n + k).random()}"
@@ -439,8 +434,8 @@ def test_other_choices_of_responses_give_other_sets_of_one_size(model, tmp_path,
     chosen = {}
     select(run)
     chosen["passing"] = list(read_rows(out / "sft.jsonl"))
-    for choice in rivals.CHOICES:
-        rivals.choose(run, choice)
+    for choice in baselines.CHOICES:
+        baselines.choose(run, choice)
         chosen[choice] = list(read_rows(out / f"sft-{choice}.jsonl"))
     of = {recipe: {outcomes[row["response_id"]] for row in examples} for recipe, examples in chosen.items()}
     assert (
@@ -468,11 +463,11 @@ def test_other_choices_of_responses_give_other_sets_of_one_size(model, tmp_path,
     assert not any("assert" in instruction for instruction in scored)
 
     other = open_run(
-        tmp_path / "other", {"model": model, "test_in_instruction": 0.0}, {}, {"match": str(out)}
+        tmp_path / "other", {"model": model, "test_in_instruction": 0.0}, {}, facts={"match": str(out)}
     )
     more = {words(50 + n): [sample_of(50 + n, 0)] for n in range(1, 13, 2)}
     plant(other, {f"{task} indeed": samples for task, samples in (tasks | more).items()})
-    rivals.select_matched(other)
+    baselines.select_matched(other)
     learned = {row["instruction"].removesuffix(" indeed") for row in read_rows(other.path("sft"))}
     assert len(learned) == len(chosen["passing"]) and learned.isdisjoint(scored), (
         "what another set is scored on is not learned"
@@ -534,7 +529,7 @@ def test_the_pilot_takes_the_layout_of_more_passing_responses_not_of_more_well_f
         run.path("heldout").touch()
         return 0
 
-    monkeypatch.setattr(selfcodealign, "run_everything", plant_everything)
+    monkeypatch.setattr(pilot, "run_everything", plant_everything)
     assert pilot.pilot(tmp_path / "pilot", {"model": model}, {}, 1000) == 0
     assert "tags 1, headings 2; take --layout headings" in capsys.readouterr().out
 
@@ -548,7 +543,7 @@ def test_concepts_leave_a_model_of_short_context_room_for_their_prompt(model, tm
     with replacing(run.path("seeds")) as write:
         for n in range(5):
             write({"id": f"s{n}", "code": f"def f(x):\n    return x + {n}"})
-    selfcodealign.name_concepts(run)
+    selfcodealign.generate(run, "concepts")
     assert len(asked) == 5 and not list(read_rows(run.path("concepts")))
     assert all(len(request.prompt) + request.max_tokens <= 2048 for request in asked)
 
@@ -561,11 +556,12 @@ def test_settings_that_do_not_fit_together_are_refused_and_leave_no_run(model, t
         ({"shots": "8"}, "--shots takes"),
         ({"temperature": -0.1}, "--temperature takes"),
         ({"pass_rate": [0.9, 0.1]}, "--pass-rate takes"),
-        ({"rival": "octopack", "min_killed": 0.5}, "octopack executes no responses"),
         ({"categories": "function,poem"}, "--categories takes"),
     ]:
         with pytest.raises(BadInput, match=says):
             open_run(tmp_path / "run", {"model": model} | given, {})
+    with pytest.raises(BadInput, match="octopack executes no responses"):
+        baselines.start("octopack", tmp_path / "run", {"model": model, "min_killed": 0.5}, {}, None, None)
     for name, given, instructions, match, says in [
         ("oss-instruct", {}, origin, None, "makes its own instructions"),
         ("evol-instruct", {}, None, None, "needs --from"),
@@ -575,15 +571,15 @@ def test_settings_that_do_not_fit_together_are_refused_and_leave_no_run(model, t
         ("random-snippets", {}, None, origin, "no sft.jsonl"),
     ]:
         with pytest.raises(BadInput, match=says):
-            rivals.start(name, tmp_path / "run", {"model": model} | given, {}, instructions, match)
+            baselines.start(name, tmp_path / "run", {"model": model} | given, {}, instructions, match)
     with pytest.raises(SandboxError, match="memory"):
         open_run(tmp_path / "run", {"model": model, "memory_mb": 64}, {})
     assert not (tmp_path / "run").exists()
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / ".lock").touch()  # killed before its settings were written
-    untested = rivals.start("oss-instruct", tmp_path / "run", {"model": model}, {}, None, None)
+    untested = baselines.start("oss-instruct", tmp_path / "run", {"model": model}, {}, None, None)
     with pytest.raises(BadInput, match="executes none"):
-        rivals.choose(untested, "failing")
+        baselines.choose(untested, "failing")
 
 
 def test_a_run_with_all_its_seeds_needs_its_source_no_more(model, tmp_path):
@@ -698,7 +694,7 @@ def test_other_engines_and_batch_sizes_change_no_prompt_and_no_sampling_seed(who
         for identity in here.keys() & there.keys():
             one, other = here[identity], there[identity]
             assert one["sampling_seed"] == other["sampling_seed"] and one["examples"] == other["examples"]
-            parent_id = one[METHOD[stage].key]
+            parent_id = one[METHOD[stage].parent_id]
             assert (one["prompt"] == other["prompt"]) == (parents_here[parent_id] == parents_there[parent_id])
 
 
@@ -731,32 +727,33 @@ def test_an_engine_that_dies_by_itself_ends_the_run_in_one_line(model, source, t
 
 
 @pytest.mark.skipif(not os.environ.get("SLOW"), reason="set SLOW=1: six runs")
-def test_the_rivals_give_training_data(model, source, tmp_path):
+def test_the_baselines_give_training_data(model, source, tmp_path):
     """T10 and T11, one engine for all, in a process of its own, which ends with it."""
     code = f"""
 from pathlib import Path
 import selfcodealign as s
-from extras import rivals
+from experiments import baselines
+from extras import pilot
 out = Path({str(tmp_path)!r})
-given = dict(model={model!r}, samples=1, max_tokens=160, decks=1, temperature=0.2, difficulties="easy", shots="2,2,1")
+given = dict(model={model!r}, samples=1, max_tokens=160, shot_sets=1, temperature=0.2, difficulties="easy", shots="2,2,1")
 given |= dict(categories="function")
 own = dict(source={str(source)!r}, limit=3, judge=0.0)
 engine = s.start_engine({model!r}, 4096)
-for name in ("method", *(name for name in rivals.TABLES if name not in rivals.OTHER_SOURCES)):
+for name in ("method", *(name for name in baselines.TABLES if name not in baselines.OTHER_SOURCES)):
     if name == "method":
         run = s.open_run(out / name, given | own, {{}})
-    elif name in rivals.NEED_INSTRUCTIONS:
-        run = rivals.start(name, out / name, given, {{}}, out / "method", None)
+    elif name in baselines.NEED_INSTRUCTIONS:
+        run = baselines.start(name, out / name, given, {{}}, out / "method", None)
     else:
-        run = rivals.start(name, out / name, given | own, {{}}, None, None)
+        run = baselines.start(name, out / name, given | own, {{}}, None, None)
     run.engine = engine
-    s.run_everything(run)
+    pilot.run_everything(run)
     run.lock.close()
     for stage in ("seeds", "concepts", "instructions", "responses"):
         assert run.path(stage).exists(), (name, stage)
 """
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=1800)
-    for name in ("method", *rivals.TABLES.keys() - rivals.OTHER_SOURCES.keys()):
+    for name in ("method", *baselines.TABLES.keys() - baselines.OTHER_SOURCES.keys()):
         counts = funnel(tmp_path / name)
         assert not any(stage["waiting"] for stage in counts["stages"]), name
         assert counts["tested"] == any(stage["stage"] == "executions" for stage in counts["stages"])
@@ -765,7 +762,7 @@ for name in ("method", *(name for name in rivals.TABLES if name not in rivals.OT
     evolved = list(read_rows(tmp_path / "evol-instruct" / "instructions.jsonl"))
     origins = {row["id"] for row in read_rows(tmp_path / "evol-instruct" / "evolution-1.jsonl")}
     assert evolved and all(
-        row["evolution_1_id"] in origins and row["change"] in rivals.CHANGES for row in evolved
+        row["evolution_1_id"] in origins and row["change"] in baselines.CHANGES for row in evolved
     )
     answered = list(read_rows(tmp_path / "teacher" / "instructions.jsonl"))
     assert answered == list(read_rows(tmp_path / "method" / "instructions.jsonl"))

@@ -14,13 +14,13 @@ LEARNER=${LEARNER%/}
 TEACHER=${TEACHER-models/qwen2.5-coder-1.5b-instruct}
 OUT=${OUT-runs/t11}
 # As LEARNER's answers, but for the number of samples
-GENERATE=${GENERATE---samples 2 --temperature 0.2 --max-tokens 320 --decks 4 --categories function --difficulties easy --shots 4,4,1}
+GENERATE=${GENERATE---samples 2 --temperature 0.2 --max-tokens 320 --shot-sets 4 --categories function --difficulties easy --shots 4,4,1}
 
 for file in "$LEARNER/settings.sh" "$LEARNER/config.json" "$LEARNER/sft.jsonl" "$LEARNER/base"; do
     [ -e "$file" ] || { echo "there is no $file: experiments/t9/run.sh makes it" >&2; exit 2; }
 done
-python selfcodealign.py rival given-tasks --model "$TEACHER" --source "$LEARNER/sft.jsonl" --out "$OUT" --test-in-instruction 0 $GENERATE
-python selfcodealign.py rival random --out "$OUT"
+python experiments/baselines.py given-tasks --model "$TEACHER" --source "$LEARNER/sft.jsonl" --out "$OUT" --test-in-instruction 0 $GENERATE
+python experiments/baselines.py random --out "$OUT"
 # Of both sets the tasks that are in the other, too
 python - "$LEARNER/sft.jsonl" "$OUT/sft-random.jsonl" "$OUT/own.jsonl" "$OUT/other.jsonl" <<'PYTHON'
 import json, sys

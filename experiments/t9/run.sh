@@ -19,7 +19,7 @@ HELDOUT=${HELDOUT-0} # share of tasks; with BENCHMARKS="humaneval mbpp self" the
 PROMPT=${PROMPT-auto}
 SOURCE=${SOURCE-$(python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')} # the installed packages
 # The settings of ./run.sh for the embedded model
-GENERATE=${GENERATE---limit 1500 --samples 4 --temperature 0.4 --max-tokens 256 --decks 4 --judge 0 --categories function
+GENERATE=${GENERATE---limit 1500 --samples 4 --temperature 0.4 --max-tokens 256 --shot-sets 4 --judge 0 --categories function
     --difficulties easy --shots 4,4,5}
 TRAIN=${TRAIN---epochs 2 --batch-size 8 --lr 1e-4 --precision mixed --chat-template keep}
 EVALUATE=${EVALUATE---max-tokens 256 --samples 3 --temperature 0.8}
@@ -34,7 +34,7 @@ fi
 models=("$MODEL") folders=("$OUT/base") prompts=("$PROMPT")
 for choice in passing random-subset failing; do
     suffix=-$choice
-    if [ $choice = passing ]; then suffix=; else python selfcodealign.py rival $choice --out "$OUT"; fi
+    if [ $choice = passing ]; then suffix=; else python experiments/baselines.py $choice --out "$OUT"; fi
     for seed in $SEEDS; do
         name=$choice-$seed$TAG
         python train.py --model "$MODEL" --data "$OUT/sft$suffix.jsonl" --out "$OUT/model-$name" --seed "$seed" $TRAIN

@@ -1,7 +1,8 @@
 """What the paper compares the method with: rows of its tables T1, T9, T10 and T11.
 
-    python selfcodealign.py rival snippet-to-instruction --model M --match RUN --out runs/t10a ...
-    python selfcodealign.py rival failing --out RUN
+    python experiments/baselines.py snippet-to-instruction --model M --match RUN --out runs/t10a ...
+    python experiments/baselines.py failing --out RUN
+    python experiments/baselines.py trace RUN ID --prompts      as selfcodealign.py's, with their prompts
 
     failing, random, random-subset  T9: of a finished run, other than passing responses, in sft-NAME.jsonl
     snippet-to-instruction          T10: the instruction is written from the seed, without concepts
@@ -15,22 +16,26 @@
     given-tasks                     the `instruction`s of a JSON Lines file, --source; `random` after it takes
                                     the answers whether they pass or not
 
-Each is the method with other rows in its table of stages, or other arguments of `select`. `--match RUN` keeps
-no more examples than RUN has, and none like the tasks that RUN keeps out, so that both can be scored on them.
-The prompts are our own: prompts/direct.md, oss.md, evolve.md.
+Each is the method with other rows in its table of stages, or with another choice of responses. `--match RUN`
+keeps no more examples than RUN has, and none like the tasks that RUN keeps out, so that both can be scored on
+them. The prompts are our own: experiments/prompts/.
 """
 
 import argparse
-import contextlib
 import math
 import re
 import shutil
+import sys
 from collections.abc import Callable, Collection, Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
 import selfcodealign as method
-from extras import commits
+from experiments import commits
+from extras import pilot, trace
 from parts.examples import Example
 from parts.folder import read_config
 from parts.rows import (
@@ -46,8 +51,10 @@ from parts.rows import (
     whole,
 )
 from parts.seeds import read_sources
-from sandbox import OUTCOMES
-from selfcodealign import METHOD, Filters, Run, Stage, few_shot_prompt, generate, origin, parse_instruction
+from sandbox import OUTCOMES, SandboxError
+from selfcodealign import METHOD, Filters, Run, Stage, few_shot, origin
+
+TEXTS = Path(__file__).parent / "prompts"
 
 # --------------------------------------------------------------------------------------------------------- T9
 
@@ -62,7 +69,7 @@ CHOICES = {  # the outcomes of the responses that may be chosen
 def choose(run: Run, choice: str) -> int:
     """Make sft-CHOICE.jsonl of a run; `random-subset` and `failing` are no larger than sft.jsonl."""
     if run.stages["selection"].parent != "executions":
-        raise BadInput(f"{choice} needs executed responses: the rival {run.config['rival']} executes none")
+        raise BadInput(f"{choice} needs executed responses: {run.config['baseline']} executes none")
     size_of = run.config.get("match") if choice == "random" else run.folder
     most = count_examples(Path(size_of)) if size_of else math.inf
     heldout = heldout_of(str(run.folder), run.config.get("match"), run.config.get("instructions_from"))
@@ -79,7 +86,10 @@ def write_at_most(
     """Write the selection with at most `most` examples. Returns their number."""
     responses = KeptRows(run.path(run.answers[0]))
     offered = [one for one, verdict in verdicts.items() if not verdict]
-    kept = [one for one in offered if not method.is_held_out(run, responses[one]["instruction_id"])]
+    is_held_out = lambda one: (
+        method.chance(run, "held out", responses[one]["instruction_id"]) < run.settings.heldout
+    )
+    kept = [one for one in offered if not is_held_out(one)]
     surplus = kept[min(most, len(kept)) :]
     method.write_selection(run, verdicts | dict.fromkeys(surplus, {"reject": "enough"}), suffix, untested)
     return len(kept) - len(surplus)
@@ -186,14 +196,14 @@ def given_task(row: dict) -> dict:
     return {"instruction": row["code"], "category": "given", "difficulty": "not drawn"}
 
 
-def copy_rows(origin_stage: str, stage: str | None = None) -> Callable[[Run], None]:
-    """T11: the rows of a stage of the run that --from names."""
+def copy_rows(stage: str, copied: str | None = None) -> Callable[[Run], None]:
+    """T11: the rows of a stage of the run that --from names, perhaps as those of another stage."""
 
     def make(run: Run):
-        copy = run.path(stage or origin_stage)
+        copy = run.path(copied or stage)
         if not copy.exists():
             unfinished = copy.with_suffix(".unfinished")
-            shutil.copyfile(Path(run.config["instructions_from"]) / f"{origin_stage}.jsonl", unfinished)
+            shutil.copyfile(Path(run.config["instructions_from"]) / f"{stage}.jsonl", unfinished)
             unfinished.replace(copy)
 
     return make
@@ -203,7 +213,7 @@ def compute(stage: str, build: Callable[[dict], dict]) -> Callable[[Run], None]:
     """A stage that needs no model: `build(parent)` gives the row."""
 
     def make(run: Run):
-        parent_stage, key = run.stages[stage].parent, run.stages[stage].key
+        parent_stage, key = run.stages[stage].parent, run.stages[stage].parent_id
         with Appender(run.path(stage)) as file:
             for parent in run.kept(parent_stage):
                 if (identity := row_id(stage, parent["id"], 0)) not in file.ids:
@@ -212,25 +222,24 @@ def compute(stage: str, build: Callable[[dict], dict]) -> Callable[[Run], None]:
     return make
 
 
-def direct_prompt(deck: list[Example], fields: dict, concepts: dict, settings: argparse.Namespace) -> str:
+def direct_prompt(shots: list[Example], fields: dict, concepts: dict, settings: argparse.Namespace) -> str:
     """T10, S->I: the instruction from the code itself."""
 
     def state(code: str, values: dict[str, str]) -> str:
         stated = "\n".join(f"{key}: {values[key]}" for key in ("language", "difficulty", "category"))
         return f"[Code]\n{code}\n\n[Properties]\n{stated}\n\n[Instruction]\n"
 
-    shots = [state(example.code, example.properties) + example.instruction for example in deck]
-    opening = state(f"```python\n{concepts['code']}\n```", fields | {"language": "Python"})
-    return few_shot_prompt("direct", shots, opening)
+    texts = [state(example.code, example.properties) + example.instruction for example in shots]
+    return few_shot(texts, state(f"```python\n{concepts['code']}\n```", fields | {"language": "Python"}))
 
 
-def oss_prompt(deck: list[Example], fields: dict, concepts: dict, settings: argparse.Namespace) -> str:
+def oss_prompt(shots: list[Example], fields: dict, concepts: dict, settings: argparse.Namespace) -> str:
     """T11, OSS-Instruct: problem and solution at once, from a snippet."""
-    shots = [f"[Code]\n{e.code}\n\n[Problem]\n{e.instruction}\n\n[Solution]\n{e.response}" for e in deck]
-    return few_shot_prompt("oss", shots, f"[Code]\n```python\n{concepts['code']}\n```\n\n[Problem]\n")
+    texts = [f"[Code]\n{e.code}\n\n[Problem]\n{e.instruction}\n\n[Solution]\n{e.response}" for e in shots]
+    return few_shot(texts, f"[Code]\n```python\n{concepts['code']}\n```\n\n[Problem]\n")
 
 
-def split_problem(text: str) -> dict:
+def parse_problem(text: str, row: dict, concepts: dict, settings: argparse.Namespace) -> dict:
     """{instruction, solution} of a completion, or {text, reject}."""
     parts = re.split(r"^\[Solution\][ \t]*\n", text, flags=re.MULTILINE)
     problem, *solutions = map(str.strip, parts)
@@ -241,7 +250,7 @@ def split_problem(text: str) -> dict:
     return {"instruction": problem, "solution": solutions[0]}
 
 
-CHANGES = (  # prompts/evolve.md has an example of each
+CHANGES = (  # evolve.md has an example of each
     "add one rule that the result must obey",
     "replace an everyday requirement by a less usual one",
     "ask for a better bound on time or memory",
@@ -249,23 +258,28 @@ CHANGES = (  # prompts/evolve.md has an example of each
 )
 
 
-def evolve(stage: str) -> Callable[[Run], None]:
+def evolve(stage: str, parent: str, parent_id: str) -> Stage:
     """T11, Evol-Instruct, one step: each task of the stage before is made harder in a way that is drawn."""
 
-    def make(run: Run):
-        def draw_fields(task: dict) -> dict:
-            change = CHANGES[draw(run.settings.seed, stage, "change", task["id"]) % len(CHANGES)]
-            return {key: task[key] for key in ("category", "difficulty")} | {"change": change}
+    def draw_fields(task: dict, settings: argparse.Namespace) -> dict:
+        change = CHANGES[draw(settings.seed, stage, "change", task["id"]) % len(CHANGES)]
+        return {"category": task["category"], "difficulty": task["difficulty"], "change": change}
 
-        stop = ["\n### Example", "\n[Change]", "\n[Task]"]
-        generate(run, stage, parse_instruction, stop, shots=0, draw_fields=draw_fields)
+    stop = ("\n### Example", "\n[Change]", "\n[Task]")
+    return Stage(
+        parent,
+        parent_id,
+        TEXTS / "evolve",
+        evolve_prompt,
+        method.parse_instruction,
+        stop,
+        draw_fields=draw_fields,
+    )
 
-    return make
 
-
-def evolve_prompt(deck: list[Example], fields: dict, task: dict, settings: argparse.Namespace) -> str:
+def evolve_prompt(shots: list[Example], fields: dict, task: dict, settings: argparse.Namespace) -> str:
     opening = f"[Task]\n{task['instruction']}\n\n[Change]\n{fields['change']}\n\n[New task]\n"
-    return f"{method.system_text('evolve')}\n\n### Example 5\n{opening}"  # the file has four
+    return f"### Example 5\n{opening}"  # the file has four
 
 
 def select_matched(run: Run, kind: type[Filters] = Filters):
@@ -293,51 +307,59 @@ class CommitFilters(Filters):
 def no_concepts(*fields: str) -> Stage:
     """No list of concepts for each seed, but the fields of it that the next stage needs."""
     pass_on = lambda seed: {"concepts": [], **{field: seed[field] for field in fields}}
-    return Stage("seeds", "seed_id", compute("concepts", pass_on))
+    return Stage("seeds", "seed_id", make=compute("concepts", pass_on))
 
 
 # ----------------------------------------------------------------------------------------------------- tables
 
-WRITE_PROBLEMS = lambda run: method.invent_instructions(run, split_problem)
 CODE_ALONE = no_concepts("code")
-SNIPPETS = Stage(None, None, gather_snippets)
-SOLUTIONS = compute("responses", lambda task: {"response": task["solution"], "tests": ""})
+SNIPPETS = Stage(None, None, make=gather_snippets)
+SOLUTIONS = Stage(
+    "instructions",
+    "instruction_id",
+    make=compute("responses", lambda task: {"response": task["solution"], "tests": ""}),
+)
 COPIED = {name: replace(METHOD[name], make=copy_rows(name)) for name in ("seeds", "concepts", "instructions")}
 MATCHED = METHOD | {"selection": replace(METHOD["selection"], make=select_matched)}
-UNTESTED = {"selection": Stage("responses", "response_id", select_matched)}
+UNTESTED = {"selection": Stage("responses", "response_id", make=select_matched)}
 TABLES = {
     "snippet-to-instruction": MATCHED
-    | {"concepts": CODE_ALONE, "instructions": replace(METHOD["instructions"], prompt=direct_prompt)},
+    | {
+        "concepts": CODE_ALONE,
+        "instructions": replace(METHOD["instructions"], text=TEXTS / "direct", prompt=direct_prompt),
+    },
     "random-snippets": MATCHED | {"seeds": SNIPPETS},
     "teacher": MATCHED | COPIED,
     "oss-instruct": {
         "seeds": SNIPPETS,
         "concepts": CODE_ALONE,
-        "instructions": Stage("concepts", "concepts_id", WRITE_PROBLEMS, oss_prompt),
-        "responses": Stage("instructions", "instruction_id", SOLUTIONS),
+        "instructions": replace(
+            METHOD["instructions"], text=TEXTS / "oss", prompt=oss_prompt, parse=parse_problem
+        ),
+        "responses": SOLUTIONS,
     }
     | UNTESTED,
     "evol-instruct": {
         "seeds": COPIED["seeds"],
         "concepts": COPIED["concepts"],
         "evolution-0": replace(METHOD["instructions"], make=copy_rows("instructions", "evolution-0")),
-        "evolution-1": Stage("evolution-0", "evolution_0_id", evolve("evolution-1"), evolve_prompt),
-        "instructions": Stage("evolution-1", "evolution_1_id", evolve("instructions"), evolve_prompt),
+        "evolution-1": evolve("evolution-1", "evolution-0", "evolution_0_id"),
+        "instructions": evolve("instructions", "evolution-1", "evolution_1_id"),
         "responses": METHOD["responses"],
     }
     | UNTESTED,
     "octopack": {
-        "seeds": Stage(None, None, gather_commits),
+        "seeds": Stage(None, None, make=gather_commits),
         "concepts": no_concepts("message", "code", "new_code"),
-        "instructions": Stage("concepts", "concepts_id", compute("instructions", commit_task)),
-        "responses": Stage("instructions", "instruction_id", SOLUTIONS),
-        "selection": Stage("responses", "response_id", lambda run: select_matched(run, CommitFilters)),
+        "instructions": Stage("concepts", "concepts_id", make=compute("instructions", commit_task)),
+        "responses": SOLUTIONS,
+        "selection": Stage("responses", "response_id", make=lambda run: select_matched(run, CommitFilters)),
     },
     "given-tasks": MATCHED
     | {
-        "seeds": Stage(None, None, gather_tasks),
+        "seeds": Stage(None, None, make=gather_tasks),
         "concepts": CODE_ALONE,
-        "instructions": Stage("concepts", "concepts_id", compute("instructions", given_task)),
+        "instructions": Stage("concepts", "concepts_id", make=compute("instructions", given_task)),
     },
 }
 NEED_INSTRUCTIONS = ("teacher", "evol-instruct")
@@ -349,23 +371,23 @@ OTHER_SOURCES = {"octopack": commits.read_commits, "given-tasks": given_tasks}  
 def start(
     name: str, out: Path, given: dict, engine_options: dict, origin: Path | None, match: Path | None
 ) -> Run:
-    """Start the run of a rival, or go on with it. Raises BadInput."""
-    recorded = {"rival": name}
+    """Start the run of a baseline, or resume it. Raises BadInput."""
+    recorded = {"baseline": name}
     if match:
         count_examples(match)
         if match.resolve() == out.resolve():
             raise BadInput(f"--match takes another run than {out}")
         recorded["match"] = str(match.resolve())
     if origin and name not in NEED_INSTRUCTIONS:
-        raise BadInput(f"rival {name} makes its own instructions: no --from")
+        raise BadInput(f"{name} makes its own instructions: no --from")
     if not origin and name in NEED_INSTRUCTIONS:
-        raise BadInput(f"rival {name} needs --from: the run whose tasks it takes")
+        raise BadInput(f"{name} needs --from: the run whose tasks it takes")
     if origin:
         if surplus := [key for key in SHAPE_INSTRUCTIONS if key in given]:
             raise BadInput(f"no --{surplus[0]} with --from: it is that of {origin}")
         recorded |= {"instructions_from": str(origin.resolve())} | facts_of(origin)
-    read_source = OTHER_SOURCES.get(name, read_sources)
-    return method.open_run(out, given, engine_options, recorded, read_source)
+    read_source = OTHER_SOURCES.get(name, (lambda source: iter(())) if origin else read_sources)
+    return method.open_run(out, given, engine_options, TABLES[name], recorded, read_source)
 
 
 def facts_of(folder: Path) -> dict:
@@ -375,16 +397,15 @@ def facts_of(folder: Path) -> dict:
             raise BadInput(f"{folder} is no finished run: it has no {stage}.jsonl")
     config = read_config(folder)
     writers = [config.get("instructions_by"), config.get("model")]
-    if writers[0] and config.get("rival") != "evol-instruct":  # its model only answered
+    if writers[0] and config.get("baseline") != "evol-instruct":  # its model only answered
         writers.pop()
     shaped = {key: config[key] for key in SHAPE_INSTRUCTIONS if key in config}
     return shaped | {"instructions_by": " and ".join(filter(None, writers))}
 
 
-def main(words: list[str]):
-    parser = argparse.ArgumentParser(
-        "selfcodealign.py rival", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def parse_arguments() -> argparse.Namespace:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("name", choices=[*CHOICES, *TABLES])
     parser.add_argument("--out", type=Path, required=True, help="the run folder")
     of_run = {"type": Path, "metavar": "RUN"}
@@ -392,16 +413,40 @@ def main(words: list[str]):
     parser.add_argument("--match", help="keep no more examples than this run has", **of_run)
     method.add_settings(parser)
     method.add_engine_options(parser)
-    arguments = parser.parse_args(words)
+    return parser.parse_args()
+
+
+def work(arguments: argparse.Namespace) -> int:
     given, engine_options = method.given_settings(arguments)
     if arguments.name in CHOICES:
-        if not (arguments.out / "config.json").exists():
+        if not (config := read_config(arguments.out)):
             raise BadInput(f"{arguments.out} is not a run folder")
         if arguments.origin or arguments.match:
-            raise BadInput(f"rival {arguments.name} takes neither --from nor --match, only --out")
-        run = method.open_run(arguments.out, given, engine_options)
-        print(f"{choose(run, arguments.name)} examples: {run.path(f'sft-{arguments.name}')}")
+            raise BadInput(f"{arguments.name} takes neither --from nor --match, only --out")
+        baseline = config.get("baseline")
+        facts = {"baseline": baseline}
+        with closing(
+            method.open_run(arguments.out, given, engine_options, TABLES.get(baseline), facts)
+        ) as run:
+            print(f"{choose(run, arguments.name)} examples: {run.path(f'sft-{arguments.name}')}")
         return 0
     run = start(arguments.name, arguments.out, given, engine_options, arguments.origin, arguments.match)
-    with contextlib.closing(run):
-        return method.run_everything(run)
+    with closing(run):
+        return pilot.run_everything(run)
+
+
+def main() -> int:
+    try:
+        if sys.argv[1:2] == ["trace"]:
+            return trace.main(sys.argv[2:], TABLES)
+        return work(parse_arguments())
+    except (BadInput, SandboxError, OSError) as error:
+        print(f"baselines.py: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("baselines.py: interrupted; run the same command to resume", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

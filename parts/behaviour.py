@@ -3,7 +3,7 @@ are called.
 
 This finds a benchmark's task that was copied in other words, which no search of text can. Every top-level
 function of a response is tried on every task of HumanEval+ and MBPP+ that takes as many arguments, in the
-sandbox. `selection` calls `solved_benchmarks` for the responses that passed the filters.
+sandbox, by parts/try_tasks.py.
 """
 
 import ast
@@ -11,25 +11,20 @@ import base64
 import collections
 import contextlib
 import functools
-import inspect
 import io
 import itertools
 import marshal
 import math
-import mmap
-import os
 import re
-import signal
-import time
 import warnings
 import zlib
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import NamedTuple
 
-from parts.code import python_code
-from parts.rows import Appender, KeptRows, progress, read_rows, row_id
-from sandbox import Sandbox
+from parts.try_tasks import solves
 
+TRY_TASKS = Path(__file__).with_name("try_tasks.py").read_text()
 # A function solves a task if it is right on INPUTS of its inputs, or on all if there are fewer. Tasks whose
 # outputs on them are too alike are not tried: n outputs of entropy H carry n * H bits, and a guess by their
 # frequencies is right once in 2 ** (n * H).
@@ -38,42 +33,13 @@ INPUTS, LARGEST, MIN_BITS = 20, 300, 10  # LARGEST: characters of an input or an
 # them, 191 of 538 responses of a small model solved a task, 72 of them HumanEval/35 (`max`); without, 34.
 BUILTINS = (abs, all, any, bool, float, int, len, list, max, min, pow, round, set, sorted, str, sum, tuple)
 MAX_TRIES = 4000  # of functions on tasks, for one response
-# Processor time of one function on one task; the clock on the wall gets eight times as much
-TRY_SECONDS = 0.25
-MAX_STOPPED = 20  # tries of one response that may run over this time, or crash
-ALL_SECONDS = 7  # for all tries of a response, so that they can report before the sandbox's limit of 10 s
-
-
-def solved_benchmarks(run, response_ids: list[str], responses: KeptRows) -> tuple[dict[str, list[str]], str]:
-    """The responses whose code solves benchmark tasks, with the tasks; and what was tried, in words.
-
-    Each response is tried once: results are kept in benchmarks.jsonl of the run folder.
-    """
-    tasks, coverage = run.decontaminator.runnable, run.decontaminator.coverage
-    if not tasks:
-        return {}, ""
-    trials = make_trials(tasks)
-    attempts = {row_id("benchmarks", coverage, key): key for key in response_ids}
-    with Appender(run.path("benchmarks")) as file, Sandbox(workers=run.settings.workers) as sandbox:
-        waiting = {attempt: key for attempt, key in attempts.items() if attempt not in file.ids}
-        codes = ((attempt, python_code(responses[key]["response"])) for attempt, key in waiting.items())
-        tried = solved_tasks(trials, sandbox, codes)
-        bar = progress(tried, total=len(waiting), desc="benchmark tasks", unit="response")
-        for attempt, solves, missing in bar:
-            row = {"id": attempt, "response_id": attempts[attempt], "solves": solves, "not_tried": missing}
-            file.append(row)
-    rows = [row for row in read_rows(run.path("benchmarks")) if row["id"] in attempts]
-    incomplete = len(attempts) - sum(not row["not_tried"] for row in rows)
-    said = f"{len(attempts)} responses tried on the inputs of {len(trials)} tasks"
-    said += f", {incomplete} of them not on all" if incomplete else ""
-    return {row["response_id"]: row["solves"] for row in rows if row["solves"]}, said
 
 
 def solved_tasks(
-    trials: list["Trial"], sandbox: Sandbox, codes: Iterable[tuple[object, str]]
+    trials: list["Trial"], sandbox, codes: Iterable[tuple[object, str]]
 ) -> Iterator[tuple[object, list[str], int]]:
     """For each (key, code): its key, the ids of the benchmark tasks that a function of the code solves, and
-    how many tries are missing, since MAX_TRIES were made, MAX_STOPPED failed to end, or the program did not.
+    how many tries are missing: beyond MAX_TRIES, or not made by the program (see parts/try_tasks.py).
     As they are done, not in order; none for a code on which the sandbox itself failed.
 
     Every top-level function is tried on every task whose number of arguments it takes, in one program of the
@@ -176,84 +142,4 @@ def pack(value: object) -> str:
 
 def trying_program(code: str, tries: list[tuple[str, int]], tables: list[str]) -> str:
     """A program that makes the tries; its exception tells which solved a task, and how many are missing."""
-    return f"{trying_source()}try_all(*unpack({pack((code, tries))!r}), map(unpack, {tables}))\n"
-
-
-@functools.cache
-def trying_source() -> str:
-    needed = (TriesDone, unpack, same, solves, try_in_turn, try_all)
-    parts = "\n\n".join(map(inspect.getsource, needed))
-    limits = f"TRY_SECONDS, MAX_STOPPED, ALL_SECONDS = {TRY_SECONDS}, {MAX_STOPPED}, {ALL_SECONDS}"
-    return f"import base64, marshal, math, mmap, os, signal, time, zlib\n\n{limits}\n\n{parts}\n\n"
-
-
-# What follows runs in the sandbox too.
-
-
-def unpack(text):
-    return marshal.loads(zlib.decompress(base64.b64decode(text)))
-
-
-class TriesDone(Exception):
-    pass
-
-
-def try_all(code, tries, tables):
-    """The tries are made in a process of their own, so that what hangs, exits or crashes ends only itself."""
-    tasks = {number: trial for table in tables for number, trial in table.items()}
-    state = mmap.mmap(-1, len(tries) + 1)  # shared by both: 0 not begun, 1 begun, 2 solved; the last stays 0
-    deadline = time.monotonic() + ALL_SECONDS
-    for _ in range(MAX_STOPPED):
-        next_one = state[:].index(0)
-        if next_one < len(tries):
-            process = os.fork()
-            if process == 0:
-                try:
-                    try_in_turn(code, tries, tasks, state)
-                finally:
-                    os._exit(0)
-            os.waitpid(process, 0)
-        if state[:].index(0) == next_one or time.monotonic() > deadline:  # all done, or none can be loaded
-            break
-    solved = [number for number, mark in enumerate(state[:]) if mark == 2]
-    missing = len(tries) - state[:].index(0)
-    raise TriesDone(f"{missing} missing, solved {' '.join(map(str, solved))} ")
-
-
-def try_in_turn(code, tries, tasks, state):
-    def limit():  # with no handler, the signals end the process whatever it is doing
-        signal.setitimer(signal.ITIMER_PROF, TRY_SECONDS)
-        signal.setitimer(signal.ITIMER_REAL, 8 * TRY_SECONDS)
-
-    limit()
-    namespace = {"__name__": "response"}
-    exec(code, namespace)
-    for number in range(state[:].index(0), len(tries)):
-        state[number] = 1
-        name, task = tries[number]
-        limit()
-        try:
-            state[number] += solves(namespace[name], *tasks[task])
-        except BaseException:  # a function that exits, say: it does not solve this task
-            pass
-
-
-def solves(function, as_set, examples):
-    try:
-        for arguments, expected in examples:
-            answer = function(*marshal.loads(arguments))
-            if not (set(answer) == set(expected) if as_set else same(answer, expected)):
-                return False
-    except Exception:  # whatever is raised by other people's code
-        return False
-    return True
-
-
-def same(answer, expected):
-    """Equal, but for the rounding of floats and for lists that stand for tuples."""
-    if isinstance(expected, (list, tuple)):
-        is_list = isinstance(answer, (list, tuple)) and len(answer) == len(expected)
-        return is_list and all(map(same, answer, expected))
-    if isinstance(expected, float):
-        return isinstance(answer, (int, float)) and math.isclose(answer, expected, rel_tol=1e-7, abs_tol=1e-6)
-    return answer == expected
+    return f"{TRY_TASKS}\n\ntry_all(*unpack({pack((code, tries))!r}), map(unpack, {tables}))\n"
