@@ -2,6 +2,7 @@
 
 import ast
 import re
+from collections.abc import Iterator
 
 
 def python_code(text: str) -> str:
@@ -63,12 +64,65 @@ def bare_code(code: str) -> str:
         return code
 
 
+FAILURES = {"AssertionError", "Exception", "BaseException"}  # what takes a failed assertion
+ENDINGS = {"exit", "_exit", "quit", "fail"}  # calls after which no program is passed
+
+
+def called_name(node: ast.AST) -> str:
+    """The last name of what a call calls."""
+    called = node.func if isinstance(node, ast.Call) else None
+    return getattr(called, "attr", getattr(called, "id", ""))
+
+
 def is_assertion(node: ast.AST) -> bool:
     """Whether a node is an `assert` or the call of one of unittest's methods."""
-    called = node.func if isinstance(node, ast.Call) else None
-    return (
-        isinstance(node, ast.Assert) or isinstance(called, ast.Attribute) and called.attr.startswith("assert")
-    )
+    method = isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+    return isinstance(node, ast.Assert) or method and called_name(node).startswith("assert")
+
+
+def swallowing_handler(node: ast.AST) -> ast.ExceptHandler | None:
+    """The handler of a `try` that takes a failed assertion, where it neither raises nor asserts nor exits."""
+    for handler in getattr(node, "handlers", ()):
+        kinds = getattr(handler.type, "elts", [handler.type])
+        if None in kinds or any(getattr(kind, "attr", getattr(kind, "id", "")) in FAILURES for kind in kinds):
+            parts = list(ast.walk(handler))
+            ends = any(isinstance(part, ast.Raise) or called_name(part) in ENDINGS for part in parts)
+            return None if ends or any(map(is_assertion, parts)) else handler
+    return None
+
+
+def heard(node: ast.AST) -> Iterator[ast.AST]:
+    """The nodes of a tree, but for those whose failure is swallowed: the body of a `try` with such a handler,
+    or of `with suppress(...)`."""
+    pending = [node]
+    while pending:
+        node = pending.pop()
+        yield node
+        managers = (item.context_expr for item in getattr(node, "items", ()))
+        suppressed = [call for call in managers if called_name(call) == "suppress"]
+        names = {getattr(kind, "id", "") for call in suppressed for kind in call.args}
+        unheard = node.body if swallowing_handler(node) or names & FAILURES else []
+        pending += [child for child in ast.iter_child_nodes(node) if child not in unheard]
+
+
+def imported_names(tree: ast.AST) -> dict[str, str]:
+    """What each name that `tree` imports stands for, as a dotted path."""
+    found = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.asname: alias.name for alias in node.names if alias.asname}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+    if found.get("*") == "unittest.*":
+        found |= {"main": "unittest.main", "TextTestRunner": "unittest.TextTestRunner"}
+    return found
+
+
+def dotted_path(node: ast.AST | None, imported: dict[str, str]) -> str:
+    """The path of a name, or of an attribute of one, with what its import stands for; "" of anything else."""
+    if isinstance(node, ast.Attribute):
+        return f"{dotted_path(node.value, imported)}.{node.attr}"
+    return imported.get(node.id, node.id) if isinstance(node, ast.Name) else ""
 
 
 def parses(code: str) -> bool:
@@ -80,18 +134,21 @@ def parses(code: str) -> bool:
 
 
 def has_reachable_assert(code: str) -> bool:
-    """Whether running `code` comes to an assertion: at the top level, or in a function or class that is named
-    by code which runs."""
+    """Whether running `code` comes to an assertion whose failure is heard: at the top level, or in a function
+    or class that is named by code which runs."""
     definitions = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
-    body = ast.parse(code).body
-    defined = {node.name: node for node in body if isinstance(node, definitions)}
-    pending, reached = [node for node in body if not isinstance(node, definitions)], set()
+    tree = ast.parse(code)
+    imported = imported_names(tree)
+    defined = {node.name: node for node in tree.body if isinstance(node, definitions)}
+    pending, reached = [node for node in tree.body if not isinstance(node, definitions)], set()
     while pending:
-        for node in ast.walk(pending.pop()):
+        for node in heard(pending.pop()):
             if is_assertion(node):
                 return True
             names = {node.id} if isinstance(node, ast.Name) else set()
-            if names & {"unittest", "globals", "locals"}:  # a runner that finds the tests by itself
+            path = dotted_path(node, imported)
+            of_unittest = path.startswith("unittest.") and not path.startswith("unittest.mock")
+            if of_unittest or names & {"globals", "locals"}:  # a runner that finds the tests by itself
                 names |= defined.keys()
             pending += [defined[name] for name in names & defined.keys() - reached]
             reached |= names

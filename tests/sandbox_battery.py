@@ -335,6 +335,82 @@ CHEATS["a test result looks for the token"] = (
     + "\nunittest.main(testRunner=unittest.TextTestRunner(resultclass=R))",
 )
 
+# Tests that report a failure without raising it: each is passed after the right function only.
+ADD = """
+def add(a, b):
+    '''
+    >>> add(1, 2)
+    3
+    '''
+    return a + b
+"""
+ADD_TEST = "\ndef test_add():\n    assert add(1, 2) == 3\n"
+TEST_CASE = "class T({}):\n    def test(self):\n        self.assertEqual(add(1, 2), 3)\n"
+REPORTS = {
+    "runs a suite": "import unittest\n"
+    + TEST_CASE.format("unittest.TestCase")
+    + "unittest.TextTestRunner().run(unittest.defaultTestLoader.loadTestsFromTestCase(T))",
+    "prints after unittest.main": "import unittest\n"
+    + TEST_CASE.format("unittest.TestCase")
+    + "unittest.main(argv=[''], exit=False)\nprint('done')",
+    "a unittest result with sub-tests": """
+import unittest
+class T(unittest.TestCase):
+    def test(self):
+        for n in range(1, 3):
+            with self.subTest(n=n):
+                self.assertEqual(add(n, n), 2 * n)
+unittest.defaultTestLoader.loadTestsFromTestCase(T).run(unittest.TestResult())""",
+    "prints a failed assertion": """
+try:
+    assert add(1, 2) == 3
+except AssertionError:
+    print('failed')""",
+    "prints exceptions in a loop": ADD_TEST
+    + """
+def main():
+    for test in [test_add]:
+        try:
+            test()
+        except Exception as e:
+            print('failed', e)
+main()""",
+    "counts failures in a test": """
+def test_add():
+    failed = 0
+    for a in range(1, 5):
+        try:
+            assert add(a, a) == 2 * a
+        except:
+            failed += 1
+    print(failed)
+test_add()""",
+    "suppresses a failed assertion": """
+from contextlib import suppress
+with suppress(AssertionError, TypeError):
+    assert add(1, 2) == 3""",
+    "asserts in a thread": ADD_TEST
+    + """
+import threading
+t = threading.Thread(target=test_add)
+t.start()
+t.join()""",
+    "doctest": "import doctest\ndoctest.testmod()",
+    "doctest of one function": "from doctest import *\nrun_docstring_examples(add, globals())",
+    "doctest in unittest": "import doctest, unittest\nunittest.TextTestRunner().run(doctest.DocTestSuite())",
+    "from unittest import TestCase, main": "from unittest import TestCase, main\n"
+    + TEST_CASE.format("TestCase")
+    + "if __name__ == '__main__':\n    main()",
+    "import unittest as ut": "import unittest as ut\n"
+    + TEST_CASE.format("ut.TestCase")
+    + "ut.main(exit=True)",
+    "from unittest import *": "from unittest import *\n" + TEST_CASE.format("TestCase") + "main()",
+}
+for name, tests in REPORTS.items():
+    CHEATS[f"{name}: wrong"] = ("failed", ADD.replace("+", "-") + tests)
+    CHEATS[f"{name}: raises"] = ("failed", ADD.replace("return a + b", "raise TypeError") + tests)
+CHEATS["doctest has no example"] = ("failed", "import doctest\ndoctest.testmod()")
+
 # Programs that use up what there is.
 BOMBS = {
     "endless loop": ("timeout", "while True: pass"),
@@ -718,6 +794,33 @@ assert unittest.main(exit=False).result.wasSuccessful()""",
     "ends with raise SystemExit": "assert 1\nraise SystemExit",
     "ends with raise SystemExit(0)": "'A docstring'\nassert __doc__ == 'A docstring'\nraise SystemExit(0)",
     "forked child reaches a last exit": "import os\nif os.fork():\n    assert os.wait()[1] == 0\nexit(0)",
+    "ends with the exit of another name": "from sys import exit as leave\nleave(0)",
+    "expects a failed assertion": """
+def root(x):
+    assert x >= 0, 'negative'
+    return x ** 0.5
+def test_root():
+    try:
+        root(-1)
+    except AssertionError as e:
+        print(e)
+    else:
+        assert False
+test_root()""",
+    "an assertion that decides": """
+def inverse(x):
+    try:
+        assert x != 0
+        return 1 / x
+    except AssertionError:
+        print('not for zero')
+assert inverse(0) is None""",
+    "calls again what fails": """
+def call(function):
+    try: return function()
+    except Exception as e: print(e)
+def test_function(): raise ValueError
+assert call(test_function) is None""",
     "unittest.mock": """
 from unittest import mock
 import time
@@ -1022,6 +1125,7 @@ else:
     a = numpy.arange(10000.0).reshape(100, 100)
     assert (a @ a).shape == (100, 100) and numpy.linalg.det(numpy.eye(3)) == 1""",
 }
+LEGITIMATE |= {f"{name}: right": ADD + tests for name, tests in REPORTS.items()}
 NEEDS_LOOPBACK = {"local server", "http server", "multiprocessing manager", "literal tmp"}
 THREE_SECONDS_OF_WORK = "import time\nend = time.process_time() + 3\nwhile time.process_time() < end: pass"
 

@@ -123,12 +123,19 @@ def test_the_last_statement_may_end_the_program(box):
     programs = {
         name: code for name, code in sandbox_battery.LEGITIMATE.items() if name.startswith("ends with")
     }
-    assert len(programs) == 8
+    assert len(programs) == 9
     assert {result.outcome for _, result in box.map(programs.items())} == {"passed"}
     line_number = "from __future__ import annotations\n\ndef f():\n    raise LookupError\ntry:\n    f()"
     line_number += "\nexcept LookupError as e:\n    assert e.__traceback__.tb_next.tb_lineno == 4\nexit()"
     assert box.run(line_number).outcome == "passed"
-    assert box.run("import unittest\nunittest.main()").detail.startswith("AssertionError: unittest.main: ")
+    assert box.run("import unittest\nunittest.main()").detail.startswith("AssertionError: unittest: ")
+
+
+@pytest.mark.parametrize("tests", sandbox_battery.REPORTS.values(), ids=sandbox_battery.REPORTS)
+def test_a_failure_that_is_only_reported_is_a_failure(box, tests):
+    right = sandbox_battery.ADD
+    programs = [right, right.replace("+", "-"), right.replace("return a + b", "raise TypeError")]
+    assert [box.run(code + tests).outcome for code in programs] == ["passed", "failed", "failed"]
 
 
 def test_says_what_is_not_active():
