@@ -13,8 +13,8 @@ same order. From Python:
 
     passed     control reached the program's end, shown by a random token (parts/program.py). The last
                statement may be a literal exit with status 0 (sys.exit(0), exit(), raise SystemExit), or
-               unittest.main() if tests ran and passed
-    failed     an exception
+               unittest.main()
+    failed     an exception; or a failure that its tests only reported (docs/sandbox.md)
     exited     an earlier end: sys.exit, os._exit, a closed descriptor
     timeout, memory, crashed (a signal)
     error      the sandbox's own fault, twice: no verdict
@@ -30,11 +30,11 @@ Covered, each layer where the kernel and the user's rights allow it:
   * time spent waiting for a core does not count against the time limit (up to 4x the limit).
 
 Not covered: a program written against this code, which shares its interpreter, can forge a pass; any program
-can skip its own asserts; holes in the kernel (use a virtual machine); processor side channels. Without
-namespaces (usual in containers), sockets other than local ones, a literal /tmp and multiprocessing.Manager
-fail; files in /dev/shm stay; disk use is limited per file only; a plain user's files can be chmod-ed or
-stat-ed, its processes listed. As root with neither namespaces nor another user id, it refuses. Linux, Python
-3.11 or later; seccomp on x86-64 only.
+can skip its own asserts, or hide that they fail; holes in the kernel (use a virtual machine); processor side
+channels. Without namespaces (usual in containers), sockets other than local ones, a literal /tmp and
+multiprocessing.Manager fail; files in /dev/shm stay; disk use is limited per file only; a plain user's files
+can be chmod-ed or stat-ed, its processes listed. As root with neither namespaces nor another user id, it
+refuses. Linux, Python 3.11 or later; seccomp on x86-64 only.
 
 Exit status: 0 when every program has a verdict, 1 when some ended as `error` (or a check is wrong), 2 for bad
 input or settings, 130 when interrupted.
