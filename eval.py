@@ -38,7 +38,6 @@ import os
 import re
 import signal
 import sys
-import textwrap
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -46,7 +45,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from parts.benchmarks import VERSIONS, load_benchmark
-from parts.code import parses, program, python_code, runnable_code
+from parts.code import code_blocks, parses, program, python_code, runnable_code
 from parts.containment import PR_SET_PDEATHSIG, prctl
 from parts.engine import Request, check_model, start_engine, stream
 from parts.examples import load_examples
@@ -263,8 +262,7 @@ def make_requests(job: Job, model: str, engine) -> Iterator[Request]:
 
 def fenced_block(text: str, entry_point: str) -> str:
     """The first fenced block, closed or not, that defines `entry_point`; else the first; else the text."""
-    blocks = re.findall(r"^[ \t]*```[^\n]*\n(.*?)(?:^[ \t]*```|\Z)", text, re.MULTILINE | re.DOTALL)
-    blocks = [textwrap.dedent(block) for block in blocks]
+    blocks = [code for _, code in code_blocks(text)]
     defines = re.compile(rf"^\s*(?:async\s+)?(?:def|class)\s+{entry_point}\b", re.MULTILINE)
     return next(filter(defines.search, blocks), (blocks or [text])[0])
 
@@ -279,7 +277,7 @@ def solution_of(answer: dict, task: dict, benchmark: str) -> str:
         code = task["prompt"].strip() + "\n" + answer["raw"].replace("\t", "    ")
         return sanitize(code, entrypoint=task["entry_point"])
     text = answer["raw"]
-    if answer["prompt"] == "evalplus" and not text.lstrip().startswith("```"):
+    if answer["prompt"] == "evalplus" and not text.lstrip().startswith(("```", "~~~")):
         text = "```python\n" + text  # the prompt opened the fence
     return fenced_block(text, task["entry_point"])
 

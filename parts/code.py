@@ -4,12 +4,38 @@ import ast
 import re
 from collections.abc import Iterator
 
+FENCE = re.compile(r"([ \t]*)(`{3,}(?=[^`]*$)|~{3,})(.*)")
+PYTHON = re.compile(r"(?:python|py)[\d.]*(?![\w-])", re.IGNORECASE)
+
+
+def code_blocks(text: str) -> list[tuple[str, str]]:
+    """(what its fence says, code) of each fenced block, by CommonMark: from three or more backticks or tildes
+    to as many, or to the end. One rule is wider: a fence may be indented as far as a list goes, and the
+    indentation that the lines of a block share is taken off."""
+    blocks, closing = [], None
+    for line in code_lines(text.rstrip()):
+        if closing and closing.fullmatch(line):
+            closing = None
+        elif closing:
+            blocks[-1][1].append(line)
+        elif fence := FENCE.fullmatch(line):
+            indent, mark, info = fence.groups()
+            closing = re.compile(rf"[ \t]{{,{len(indent) + 3}}}{mark}{mark[0]}*[ \t]*")
+            blocks.append((info.strip(), []))
+    return [(info, "".join(f"{line}\n" for line in without_indent(lines))) for info, lines in blocks]
+
+
+def without_indent(lines: list[str]) -> list[str]:
+    shared = min((len(line) - len(line.lstrip(" \t")) for line in lines if line.strip()), default=0)
+    return [line[shared:] for line in lines]
+
 
 def python_code(text: str) -> str:
-    """The contents of all fenced python blocks of `text`, joined; empty if there is none."""
-    return "\n\n".join(
-        re.findall(r"^```(?:python|py)[ \t]*\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    ).strip()
+    """The contents of all fenced blocks of `text` that say Python, or where none does, of those that say
+    nothing, joined; empty if there is none."""
+    blocks = code_blocks(text)
+    named = [code for info, code in blocks if PYTHON.match(info)]
+    return "\n\n".join(named or [code for info, code in blocks if not info]).strip()
 
 
 def code_lines(code: str) -> list[str]:

@@ -258,7 +258,7 @@ def test_a_bad_samples_file_is_refused(lines, says, tmp_path):
         (f"1. So:\n   {TICKS}python\n   def f(x):\n       return x\n   {TICKS}", "def f(x):\n    return x\n"),
         (
             f"{TICKS}python\ndef f(x):\n    return x",
-            "def f(x):\n    return x",
+            "def f(x):\n    return x\n",
         ),  # the answer ran out of tokens
         ("def f(x): return x", "def f(x): return x"),
         (f"{TICKS}\ndef f_of(x): pass\n{TICKS}\n{TICKS}\ndef f(x): pass\n{TICKS}", "def f(x): pass\n"),
