@@ -14,7 +14,7 @@ same order. From Python:
     passed     control reached the program's end, shown by a random token (parts/program.py). The last
                statement may be a literal exit with status 0 (sys.exit(0), exit(), raise SystemExit), or
                unittest.main()
-    failed     an exception; or a failure that its tests only reported (docs/sandbox.md)
+    failed     an exception; or a failure that its tests only reported (docs/trust.md)
     exited     an earlier end: sys.exit, os._exit, a closed descriptor
     timeout, memory, crashed (a signal)
     error      the sandbox's own fault, twice: no verdict

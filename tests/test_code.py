@@ -1,11 +1,13 @@
 """What is taken for the code and for the tests of a model's answer."""
 
+from argparse import Namespace
+
 import pytest
 
 import eval as scoring
 from extras.reward import passes_tests
 from parts.code import code_blocks, has_reachable_assert, python_code
-from selfcodealign import LAYOUTS, split_response
+from selfcodealign import parse_response
 
 TICKS = "```"
 CODE = "def f(x):\n    return x + 1\n"
@@ -74,7 +76,7 @@ def test_a_runner_of_unittest_has_any_name(imports, base, end, asserts):
 def test_a_code_block_is_the_same_for_the_run_and_for_every_score(block):
     assert python_code(f"So:\n{block}\n") == CODE.strip() and scoring.fenced_block(block, "f") == CODE
     tests = f"{TICKS}python\nassert f(1) == 2\n{TICKS}"
-    kept = split_response(f"{block}\n</response>\n\n<tests>\n{tests}", LAYOUTS["tags"])
+    kept = parse_response(f"{block}\n</response>\n\n<tests>\n{tests}", {}, {}, Namespace(layout="tags"))
     assert python_code(kept["response"]) == CODE.strip()
     assert scoring.tested_program({"tests": tests}, block) == f"{CODE}\nassert f(1) == 2\n"
 
