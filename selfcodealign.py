@@ -38,6 +38,7 @@ import random
 import re
 import sys
 import time
+from argparse import Namespace
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -74,18 +75,14 @@ def add_settings(parser: argparse.ArgumentParser) -> dict:
     add("--model", None, "checkpoint folder or hub id")
     add("--source", "stdlib", "folder of Python files, .jsonl or .parquet file, hub dataset, or stdlib")
     add("--limit", None, "stop at this many kept seeds", type=positive(int))
-    add(
-        "--judge", 0.5, "keep a seed if P(Yes) / (P(Yes) + P(No)) is at least this; 0: do not ask", type=share
-    )
+    add("--judge", 0.5, "keep a seed if P(Yes) / (P(Yes) + P(No)) is at least this; 0: not asked", type=share)
     add("--seed", 0, "what every random choice is drawn from", type=int)
-    group = parser.add_argument_group("prompts (2.2, 2.3)")
+    group = parser.add_argument_group("prompts (2.2, 2.3)", argument_default=argparse.SUPPRESS)
     add("--shots", "8,8,1", "few-shot examples for concepts, instructions, responses")
     add("--categories", "function,function,class,program", "what a task's category is drawn from")
     add("--difficulties", "easy,medium,hard", "what a task's difficulty is drawn from")
     add("--shot-sets", 16, "fixed few-shot draws per stage; 0: one per prompt, as in the paper", type=int)
-    group.add_argument(
-        "--decks", dest="shot_sets", type=int, default=argparse.SUPPRESS, help=argparse.SUPPRESS
-    )
+    group.add_argument("--decks", dest="shot_sets", type=int, help=argparse.SUPPRESS)  # its former name
     add("--layout", "tags", "headings: for a base model that does not follow tags", choices=list(LAYOUTS))
     group = parser.add_argument_group("sampling (2.2, 2.3)")
     add("--samples", 10, "responses per instruction", type=positive(int))
@@ -130,13 +127,13 @@ class Stage:
     parent: str | None  # the stage whose kept rows it reads
     parent_id: str | None  # the field of its rows for the id of such a row
     text: str | Path | None = None  # what its prompts begin with: the file of this name in prompts/
-    prompt: "Callable[[list[Example], dict, dict, argparse.Namespace], str] | None" = None
+    prompt: "Callable[[list[Example], dict, dict, Namespace], str] | None" = None
     # (few-shot examples, the row's drawn fields, its parent row, settings) -> the rest of its prompt
-    parse: "Callable[[str, dict, dict, argparse.Namespace], dict] | None" = None
+    parse: "Callable[[str, dict, dict, Namespace], dict] | None" = None
     # (the model's text, the row so far, its parent row, settings) -> further fields of the row, or `reject`
     stop: Sequence[str] = ()  # strings that end the model's text; none: those of the layout
     shots: int | None = None  # which of the numbers of --shots it takes; None: no examples
-    draw_fields: "Callable[[dict, argparse.Namespace], dict]" = lambda parent, settings: {}
+    draw_fields: "Callable[[dict, Namespace], dict]" = lambda parent, settings: {}
     # (parent row, settings) -> fields of the row that are drawn before the model is asked
     max_tokens: int | None = None  # at most so many new ones, if --max-tokens allows more
     several: bool = False  # whether a parent row gets --samples rows, not one
@@ -149,7 +146,7 @@ class Run(Folder):
     def __init__(self, folder: Path, config: dict, engine_options: dict, stages: dict[str, Stage]):
         table = {name: (stage.parent, stage.parent_id, stage.several) for name, stage in stages.items()}
         super().__init__(folder, config | {"stages": table})
-        self.settings = argparse.Namespace(**config)
+        self.settings = Namespace(**config)
         self.engine_options, self.stages = engine_options, stages
 
     @functools.cached_property
@@ -214,7 +211,7 @@ def open_run(
 
 def prompt_digests(config: dict, stages: dict[str, Stage]) -> dict[str, str]:
     """{stage: hash of the text and the examples that its prompts are made of}."""
-    examples = wanted_examples(argparse.Namespace(**config))
+    examples = wanted_examples(Namespace(**config))
     used = {name: examples if stage.shots is not None else [] for name, stage in stages.items() if stage.text}
     return {name: digest(text_of(stages[name]), *of)[:16] for name, of in used.items()}
 
@@ -239,7 +236,7 @@ def check_settings(config: dict, stages: dict[str, Stage]):
     if not re.fullmatch(r"\d+,\d+,\d+", config["shots"]):
         raise BadInput(f"--shots takes three numbers such as 8,8,1, not {config['shots']!r}")
     check_limits(config["workers"] or 1, config["timeout"], config["memory_mb"])
-    examples = len(wanted_examples(argparse.Namespace(**config)))
+    examples = len(wanted_examples(Namespace(**config)))
     shots = list(map(int, config["shots"].split(",")))
     asked = [stage for stage in stages.values() if not stage.make and stage.shots is not None]
     if max((shots[stage.shots] for stage in asked), default=0) > examples:
@@ -250,7 +247,7 @@ def check_settings(config: dict, stages: dict[str, Stage]):
 # ------------------------------------------------------------------------------------------- few-shot prompts
 
 
-def wanted_examples(settings: argparse.Namespace) -> list[Example]:
+def wanted_examples(settings: Namespace) -> list[Example]:
     """The few-shot examples of the wanted categories and difficulties."""
     categories, difficulties = settings.categories.split(","), settings.difficulties.split(",")
     wanted = lambda values: values["category"] in categories and values["difficulty"] in difficulties
@@ -262,9 +259,7 @@ def few_shot(shots: list[str], opening: str) -> str:
     return "\n\n".join(f"### Example {number}\n{text}" for number, text in enumerate([*shots, opening], 1))
 
 
-def prompt_of(
-    stage: Stage, shots: list[Example], fields: dict, parent: dict, settings: argparse.Namespace
-) -> str:
+def prompt_of(stage: Stage, shots: list[Example], fields: dict, parent: dict, settings: Namespace) -> str:
     return f"{text_of(stage).strip()}\n\n{stage.prompt(shots, fields, parent, settings)}"
 
 
@@ -366,8 +361,7 @@ JUDGE_BATCH = 128  # of a run with a limit: more would be judged in vain once it
 
 def gather_seeds(run: Run):
     """Paper 2.1 and B: functions of the source that stand alone, type-check, are no near-duplicates, hold no
-    benchmark text, and whose docstring suffices, says the model.
-    """
+    benchmark text, and whose docstring suffices, says the model."""
 
     def candidates(on_disk: set[str]) -> Iterator[dict]:
         functions = new_candidates(ordered(run, seeds.extract(run.settings.source)), on_disk)
@@ -394,8 +388,7 @@ def keep_seeds(run: Run, candidates: Callable[[set[str]], Iterable[dict]]):
 
 def ordered(run: Run, candidates: Iterable[dict]) -> Iterable[dict]:
     """A folder's candidates in an order drawn from the run's seed, so that --limit takes a fair sample and a
-    larger limit adds to a smaller one; a file or dataset is streamed in its own order.
-    """
+    larger limit adds to a smaller one; a file or dataset is streamed in its own order."""
     if run.settings.source == "stdlib" or Path(run.settings.source).is_dir():
         sort_key = lambda row: digest(run.settings.seed, "seed order", row["where"], row.get("code"))
         return sorted(candidates, key=sort_key)
@@ -427,9 +420,7 @@ def reject_known_texts(run: Run, candidates: Iterator[dict]) -> Iterator[dict]:
 
 
 def judge(run: Run, candidates: Iterator[dict]) -> Iterator[dict]:
-    """Paper B: reject candidates of which the model says No to whether the docstring suffices to write the
-    function again.
-    """
+    """Paper B: reject candidates whose docstring, says the model, does not suffice to write it again."""
     threshold = run.settings.judge
     size = 1 if not threshold else JUDGE_BATCH if run.settings.limit else run.engine.window
     while batch := list(itertools.islice(candidates, size)):
@@ -449,7 +440,7 @@ def judge(run: Run, candidates: Iterator[dict]) -> Iterator[dict]:
         yield from batch
 
 
-def judge_prompt(shots: list[Example], fields: dict, seed: dict, settings: argparse.Namespace) -> str:
+def judge_prompt(shots: list[Example], fields: dict, seed: dict, settings: Namespace) -> str:
     """The text ends with seven judged examples; the function to judge is the eighth."""
     return f"### Example 8\n[Code]\n```python\n{seed['code']}\n```\n\n[Sufficient]\n"
 
@@ -466,12 +457,12 @@ def share_of_yes(first: dict[str, float]) -> float:
 # -------------------------------------------------------------------------------------- 2.2: seed -> concepts
 
 
-def concepts_prompt(shots: list[Example], fields: dict, seed: dict, settings: argparse.Namespace) -> str:
+def concepts_prompt(shots: list[Example], fields: dict, seed: dict, settings: Namespace) -> str:
     texts = [f"[Code]\n{example.code}\n\n[Concepts]\n{example.properties['concepts']}" for example in shots]
     return few_shot(texts, f"[Code]\n```python\n{seed['code']}\n```\n\n[Concepts]\n")
 
 
-def parse_concepts(text: str, row: dict, seed: dict, settings: argparse.Namespace) -> dict:
+def parse_concepts(text: str, row: dict, seed: dict, settings: Namespace) -> dict:
     parts = [concept.strip() for concept in text.strip().lower().rstrip(".").split(",")]
     concepts = list(dict.fromkeys(filter(None, parts)))
     if not concepts or len(concepts) > 12 or max(map(len, concepts)) > 60:
@@ -482,15 +473,13 @@ def parse_concepts(text: str, row: dict, seed: dict, settings: argparse.Namespac
 # ------------------------------------------------------------------------------- 2.2: concepts -> instruction
 
 
-def draw_task(concepts: dict, settings: argparse.Namespace) -> dict[str, str]:
+def draw_task(concepts: dict, settings: Namespace) -> dict[str, str]:
     """The category and the difficulty of a task."""
     options = {"category": settings.categories.split(","), "difficulty": settings.difficulties.split(",")}
     return {key: of[draw(settings.seed, key, concepts["id"]) % len(of)] for key, of in options.items()}
 
 
-def instruction_prompt(
-    shots: list[Example], fields: dict, concepts: dict, settings: argparse.Namespace
-) -> str:
+def instruction_prompt(shots: list[Example], fields: dict, concepts: dict, settings: Namespace) -> str:
     """The drawn category decides how a task begins; it comes last, where small models heed it more often."""
     stated = {"concepts": ", ".join(concepts["concepts"]), "language": "Python"}
     stated |= {key: fields[key] for key in ("difficulty", "category")}
@@ -501,7 +490,7 @@ def instruction_prompt(
     return few_shot([state(example.properties) + example.instruction for example in shots], state(stated))
 
 
-def parse_instruction(text: str, row: dict, concepts: dict, settings: argparse.Namespace) -> dict:
+def parse_task(text: str, row: dict, concepts: dict, settings: Namespace) -> dict:
     instruction = text.strip()
     if len(instruction.split()) < 8 or re.search(r"^\[\w+\]$", instruction, re.MULTILINE):
         return {"text": text, "reject": "not_a_task"}
@@ -546,13 +535,13 @@ PLACEHOLDERS = (
 )
 
 
-def response_prompt(shots: list[Example], fields: dict, task: dict, settings: argparse.Namespace) -> str:
+def response_prompt(shots: list[Example], fields: dict, task: dict, settings: Namespace) -> str:
     layout = LAYOUTS[settings.layout]
     texts = [layout.shot.format(instruction=e.instruction, response=e.response, tests=e.tests) for e in shots]
     return few_shot(texts, layout.shot.partition("{response}")[0].format(instruction=task["instruction"]))
 
 
-def parse_response(text: str, row: dict, task: dict, settings: argparse.Namespace) -> dict:
+def parse_response(text: str, row: dict, task: dict, settings: Namespace) -> dict:
     """{response, tests} of a sample, or {text, reject}: the format filter of the paper."""
     layout = LAYOUTS[settings.layout]
     parts = re.split(layout.boundary, text, flags=re.MULTILINE)
@@ -651,7 +640,7 @@ class BackgroundExecution:
         return f", executed {total}, passed {self.outcomes['passed'] / total:.0%}" if total else ""
 
     def __exit__(self, kind, *_):
-        while kind and not self.waiting.empty():  # interrupted: the rest is executed when the run goes on
+        while kind and not self.waiting.empty():  # interrupted: the rest is executed when the run is resumed
             self.waiting.get()
         self.waiting.put(None)
         self.pool.shutdown()
@@ -663,10 +652,8 @@ class BackgroundExecution:
 
 
 def select(run: Run):
-    """Paper 2.3 and C: one passing response for each instruction, then the filters, in a drawn order.
-
-    Done as a whole each time: its files are replaced as a whole.
-    """
+    """Paper 2.3 and C: one passing response for each instruction, then the filters, in a drawn order. All
+    rows are made again each time."""
     write_selection(run, judge_passing(run, Filters(run.decontaminator)))
 
 
@@ -709,9 +696,7 @@ def choose(run: Run, candidates: dict[str, str], filters: Filters) -> dict[str, 
 def weakly_tested(run: Run, response_ids: list[str]) -> dict[str, dict]:
     """{response id: its reject} of those whose tests kill less than --min-killed of their code's mutants.
     Those without a mutant are among them, and those that take too long: nothing shows what their tests test.
-
-    Scores are kept in mutants.jsonl. Raises SandboxError where the sandbox gives no verdict.
-    """
+    mutants.jsonl has the scores. Raises SandboxError where the sandbox gives no verdict."""
     responses = KeptRows(run.path(run.answers[0]))
     limits = run.settings.workers, mutants.TIMEOUT, run.settings.memory_mb
     with Appender(run.path("mutants")) as file, Sandbox(*limits) as sandbox:
@@ -730,10 +715,8 @@ def weakly_tested(run: Run, response_ids: list[str]) -> dict[str, dict]:
 
 
 def reject_solved(run: Run, verdicts: dict[str, dict]) -> str:
-    """Reject what is kept so far and solves a benchmark's task. Returns a note: on how many it was tried.
-
-    Each response is tried once: results are kept in benchmarks.jsonl.
-    """
+    """Reject what is kept so far and solves a benchmark's task; each response is tried once, benchmarks.jsonl
+    has the results. Returns a note: on how many tasks they were tried."""
     coverage, trials = run.decontaminator.coverage, behaviour.make_trials(run.decontaminator.runnable)
     if not trials:
         return ""
@@ -816,21 +799,14 @@ def chance(run: Run, *parts) -> float:
     return draw(run.settings.seed, *parts) / 2**31
 
 
-INSTRUCTION_STOP = ("\n### Example", "\n[Properties]", "\n[Code]")
+TASK_END = ("\n### Example", "\n[Properties]", "\n[Code]")
 METHOD = {
     "seeds": Stage(None, None, "judge", judge_prompt, make=gather_seeds),
     "concepts": Stage(
         "seeds", "seed_id", "concepts", concepts_prompt, parse_concepts, ("\n",), 0, max_tokens=256
     ),
     "instructions": Stage(
-        "concepts",
-        "concepts_id",
-        "instructions",
-        instruction_prompt,
-        parse_instruction,
-        INSTRUCTION_STOP,
-        1,
-        draw_task,
+        "concepts", "concepts_id", "instructions", instruction_prompt, parse_task, TASK_END, 1, draw_task
     ),
     "responses": Stage(
         "instructions", "instruction_id", "responses", response_prompt, parse_response, shots=2, several=True
@@ -845,9 +821,7 @@ METHOD = {
 
 def funnel(folder: Path) -> dict:
     """Count the rows of every stage file of a run, whatever it is at, and add what config.json says of it.
-
-    Raises BadInput.
-    """
+    Raises BadInput."""
     config, counts, contaminated_tasks = read_run(folder), {}, set()
     stages = config["stages"]
     samples, passing, tasks = Counter(), Counter(), defaultdict(Counter)  # the first two by instruction id
@@ -863,12 +837,9 @@ def funnel(folder: Path) -> dict:
             elif stage == "executions":
                 passing[row["instruction_id"]] += "reject" not in row
             elif stage == "instructions" and samples[row["id"]]:
-                tasks[row["category"], row["difficulty"]].update(
-                    instructions=1,
-                    samples=samples[row["id"]],
-                    passed=passing[row["id"]],
-                    solved=passing[row["id"]] > 0,
-                )
+                passed = passing[row["id"]]
+                counted = {"instructions": 1, "samples": samples[row["id"]], "passed": passed}
+                tasks[row["category"], row["difficulty"]].update(counted, solved=passed > 0)
         rejects = dict(rejects.most_common())
         kept = total - sum(rejects.values())
         counts[stage] = {"stage": stage, "in": total, "kept": kept, "rejects": rejects, "tokens": tokens}
@@ -922,21 +893,19 @@ def report_problems(run: Run) -> int:
     return 2 if run.problems else 0
 
 
-def given_settings(arguments: argparse.Namespace) -> tuple[dict, dict]:
+def given_settings(arguments: Namespace) -> tuple[dict, dict]:
     """(settings, engine options) among parsed arguments."""
     given, settings = vars(arguments), add_settings(argparse.ArgumentParser())
     return tuple({key: given[key] for key in keys if key in given} for keys in (settings, ENGINE))
 
 
-def parse_arguments() -> argparse.Namespace:
+def parse_arguments() -> Namespace:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     commands = parser.add_subparsers(dest="command", required=True)
     for name in ("run", *METHOD):
-        made_from = METHOD[name].parent or "--source" if name in METHOD else ""
-        command = commands.add_parser(
-            name, help=f"{name}.jsonl from {made_from}" if made_from else "every stage"
-        )
+        does = f"{name}.jsonl from {METHOD[name].parent or '--source'}" if name in METHOD else "every stage"
+        command = commands.add_parser(name, help=does)
         command.add_argument("--out", type=Path, required=True, help="the run folder")
         add_settings(command)
         add_engine_options(command)
@@ -954,9 +923,8 @@ def main() -> int | None:
         if arguments.command not in ("run", "seeds") and not (arguments.out / "config.json").exists():
             raise BadInput(f"{arguments.out} is not a run folder: start with `run` or `seeds`")
         with contextlib.closing(open_run(arguments.out, *given_settings(arguments))) as run:
-            run_stages(
-                run, METHOD if arguments.command == "run" else [arguments.command], extra("report").live
-            )
+            names = METHOD if arguments.command == "run" else [arguments.command]
+            run_stages(run, names, extra("report").live)
             if arguments.command == "run":
                 extra("quality").measure(run)
             extra("report").show(run.folder)

@@ -271,7 +271,7 @@ def evolve(stage: str, parent: str, parent_id: str) -> Stage:
         parent_id,
         TEXTS / "evolve",
         evolve_prompt,
-        method.parse_instruction,
+        method.parse_task,
         stop,
         draw_fields=draw_fields,
     )

@@ -4,6 +4,7 @@ never had been."""
 import argparse
 import ast
 import contextlib
+import dataclasses
 import itertools
 import json
 import os
@@ -28,6 +29,7 @@ from parts.contamination import Finding
 from parts.duplicates import NearDuplicates
 from parts.examples import load_examples
 from parts.filters import Filters
+from parts.request import Completion
 from parts.rows import BadInput, lock_folder, read_rows, replacing, row_id
 from sandbox import SandboxError
 from selfcodealign import (
@@ -35,6 +37,7 @@ from selfcodealign import (
     PROMPTS,
     BackgroundExecution,
     Run,
+    Stage,
     draw_shots,
     funnel,
     open_run,
@@ -593,6 +596,55 @@ def test_a_run_with_all_its_seeds_needs_its_source_no_more(model, tmp_path):
     shutil.rmtree(source)
     run.lock.close()
     selfcodealign.run_stages(open_run(tmp_path / "run", {}, {}), ["seeds"])
+
+
+def test_the_rows_of_a_stage_are_bound_to_its_own_prompts(model, tmp_path, monkeypatch):
+    run = open_run(tmp_path / "run", {"model": model}, {})
+    plant(run, {words(0): [(fenced("x = 1"), fenced("assert x"), "passed")]})
+    run.lock.close()
+    new, changed = tmp_path / "new", tmp_path / "concepts"
+    for file in (new, changed):
+        file.with_suffix(".md").write_text("other words")
+    added = Stage("responses", "response_id", new, lambda *_: "", lambda *_: {})
+    with_one_more = METHOD | {"reviews": added}  # a new prompt file: the finished rows stay as they are
+    run = open_run(run.folder, {}, {}, with_one_more)
+    assert json.loads((run.folder / "config.json").read_text())["stages"]["reviews"][:2] == [
+        "responses",
+        "response_id",
+    ]
+    run.lock.close()
+    other = METHOD | {"concepts": dataclasses.replace(METHOD["concepts"], text=changed)}
+    with pytest.raises(BadInput, match="its concepts were made with another"):
+        open_run(run.folder, {}, {}, other)
+    run.path("concepts").unlink()  # none is made yet
+    open_run(run.folder, {}, {}, other).lock.close()
+    with pytest.raises(BadInput, match="baseline = None, not teacher"):
+        open_run(run.folder, {}, {}, facts={"baseline": "teacher"})
+
+
+def test_a_stage_that_asks_about_a_response_sees_it_and_needs_no_docstring(model, tmp_path, monkeypatch):
+    """A second request, whose answer is put beside what its parent row has."""
+    text = tmp_path / "tests.md"
+    text.write_text("Write tests.")
+    ask = lambda shots, fields, parent, settings: parent["response"]
+    answer = lambda text, row, parent, settings: {
+        "response": parent["response"],
+        "tests": f"{text} {row['sample']}",
+    }
+    stage = Stage("responses", "response_id", tmp_path / "tests", ask, answer)
+    run = open_run(tmp_path / "run", {"model": model}, {}, METHOD | {"tests": stage})
+    plant(run, {words(0): [("one", "", "passed"), ("two", "", "passed")]})
+    run.engine = argparse.Namespace(tokenizer=lambda text: argparse.Namespace(input_ids=[1]), context=4096)
+    finished = lambda engine, requests: [(request, Completion("assert", True, 1)) for request in requests]
+    monkeypatch.setattr(selfcodealign, "stream", finished)
+    selfcodealign.generate(run, "tests")
+    rows = {row["response_id"]: row for row in read_rows(run.path("tests"))}
+    assert {key: row["response"] for key, row in rows.items()} == {"r0_0": "one", "r0_1": "two"}
+    for row in rows.values():
+        assert row["tests"] == "assert 0" and row["seed_id"] == "s0" and row["instruction_id"] == "i0"
+    monkeypatch.setitem(METHOD, "tests", stage)
+    monkeypatch.setattr(sys, "argv", ["selfcodealign.py", "tests", "--out", "x", "--decks", "3"])
+    assert selfcodealign.parse_arguments().shot_sets == 3
 
 
 def test_a_run_of_another_version_is_refused(model, tmp_path):
