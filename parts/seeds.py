@@ -11,7 +11,7 @@ A seed is the function with the imports it needs, taken from its file. Decorator
 paper's data, where nearly all of them bind a function to its project; those of the standard library stay.
 A rejected candidate has the first reason that applies in `reject`:
 
-    syntax_error      the file is not Python, or the function is not Python outside its file
+    syntax_error      the file cannot be read, is not Python, or the function is not Python outside its file
     no_docstring, no_arguments
     no_return_value   no `return <value>`, those of functions inside it left out
     too_long          more than 150 lines
@@ -21,6 +21,7 @@ A rejected candidate has the first reason that applies in `reject`:
     project_import    needs a module of its own project, as its folders are named, or a private name
     banned_import     needs one of BANNED_IMPORTS
     type_error        the type checker finds an error, which is in `error`
+    not_checked       the type checker breaks on it, or takes too long
 
 Differs from the paper: the type checker is Pyrefly instead of Pyright, several times faster, without node; it
 judges differently about 2 % of the functions that reach it (tests/bench_seeds.py). `undefined_name` and
@@ -32,6 +33,7 @@ import ast
 import builtins
 import collections
 import contextlib
+import glob
 import io
 import itertools
 import json
@@ -46,6 +48,8 @@ import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyrefly.__main__
+
 from parts.code import code_lines
 from parts.pool import map_in_order
 from parts.rows import BadInput
@@ -55,6 +59,8 @@ BANNED_WORDS = ("todo", "fixme", "bug")
 BANNED_IMPORTS = {"argparse", "os", "subprocess", "sys", "setuptools", "distutils", "matplotlib", "seaborn"}
 PARSED_AT_A_TIME = 64  # files, by one process
 TYPE_CHECKED_AT_A_TIME = 256  # functions; starting the checker takes longer than checking a few
+NOT_CHECKED = "the type checker broke on it"
+NOT_PYTHON = (SyntaxError, ValueError, RecursionError, MemoryError)  # what parsing raises
 TYPE_CHECK_SECONDS = 300  # for as many; no verdict so far took a tenth of it
 # Not read: others' packages, and tests, since what pytest calls does not stand alone
 SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idle_test", "node_modules"}
@@ -76,7 +82,7 @@ def read_sources(source: str) -> Iterator[tuple[str, str]]:
         if path.suffix == ".jsonl":
             return read_jsonl_source(path)
         if path.suffix == ".parquet":
-            return read_dataset("parquet", data_files=str(path))
+            return read_dataset("parquet", data_files=glob.escape(str(path)))
         raise BadInput(f"{path}: a source file must end in .jsonl or .parquet")
     if "/" in source and not source.startswith((".", "/", "~")):
         owner, name, *folder = source.split("/")
@@ -93,26 +99,28 @@ def read_folder(folder: Path) -> Iterator[tuple[str, str]]:
         skipped = SKIPPED_FILES.fullmatch(path.name) or not SKIPPED_FOLDERS.isdisjoint(where.parts[:-1])
         if not skipped and path.is_file():
             found = True
-            yield str(where), decode(path.read_bytes())
+            yield str(where), read_python(path)
     if not found:
         raise BadInput(f"no Python files in the source folder {folder}")
 
 
-def decode(source: bytes) -> str:
-    """The text of a Python file in the encoding that it declares; one that breaks it gives text that no
-    parser takes."""
+def read_python(path: Path) -> str:
+    """The text of a Python file in the encoding that it declares. Where it cannot be read, breaks that
+    encoding or declares one that Python refuses: half a surrogate pair, which no parser and no encoding takes."""
     try:
+        source = path.read_bytes()
         return source.decode(tokenize.detect_encoding(io.BytesIO(source).readline)[0])
-    except (SyntaxError, UnicodeDecodeError):
-        return source.decode("ascii", errors="surrogateescape")
+    except (OSError, SyntaxError, UnicodeError, LookupError):
+        return "\udcff"
 
 
 def read_jsonl_source(path: Path) -> Iterator[tuple[str, str]]:
     with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             try:
-                yield f"line {number}", content(json.loads(line))
-            except (ValueError, KeyError, TypeError) as error:
+                if line.strip():
+                    yield f"line {number}", content(json.loads(line))
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
                 raise BadInput(
                     f"{path}:{number}: not a JSON object with text in the column `content` ({error!r})"
                 ) from None
@@ -161,7 +169,7 @@ def functions(where: str, text: str, home: str = "") -> list[dict]:
     text = text.removeprefix("\ufeff")
     try:
         module = ast.parse(text)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
+    except NOT_PYTHON:
         return [{"where": where, "reject": "syntax_error"}]
     lines, imports = code_lines(text), imported_names(module)
     project = {home, *Path(where).parts[:-1]} - sys.stdlib_module_names
@@ -205,7 +213,7 @@ def means_the_same_anywhere(decorator: ast.expr, imports: dict[str, list[str]]) 
     """Whether a decorator is of the standard library; not one that Python cannot write again."""
     try:
         names = free_names(ast.unparse(decorator))
-    except (RecursionError, ValueError):
+    except NOT_PYTHON:
         return False
     return all(name in imports and is_standard(chosen(imports[name])) for name in names)
 
@@ -217,7 +225,7 @@ def stand_alone(code: str, imports: dict[str, list[str]], project: set[str]) -> 
         return {"code": code, "reject": "banned_word"}
     try:
         missing = free_names(code)
-    except SyntaxError:  # e.g. a `global` that only its file makes sense of
+    except NOT_PYTHON:  # e.g. a `global` that only its file makes sense of
         return {"code": code, "reject": "syntax_error"}
     if not missing <= imports.keys():
         return {"code": code, "reject": "undefined_name"}
@@ -273,7 +281,7 @@ def quoted_annotations(code: str) -> set[str]:
         for annotation in (getattr(node, "annotation", None), getattr(node, "returns", None)):
             for part in ast.walk(annotation) if annotation else ():
                 if isinstance(part, ast.Constant) and isinstance(part.value, str):
-                    with contextlib.suppress(SyntaxError, ValueError):  # other text
+                    with contextlib.suppress(*NOT_PYTHON):  # other text
                         names |= free_names(part.value)
     return names
 
@@ -337,7 +345,7 @@ def type_checked(candidates: Iterator[dict]) -> Iterator[dict]:
         fit = [row for row in batch if "reject" not in row]
         for row, error in zip(fit, type_errors([row["code"] for row in fit]), strict=True):
             if error:
-                row |= {"reject": "type_error", "error": error}
+                row |= {"reject": "not_checked" if error is NOT_CHECKED else "type_error", "error": error}
         yield from batch
 
 
@@ -365,7 +373,7 @@ def type_errors(codes: list[str]) -> list[str | None]:
     # A time-out, a signal or a panic, on one of them, and the others shall not suffer from it
     if finished is None or finished.returncode < 0 or finished.returncode == 101:
         if len(codes) == 1:
-            return ["the type checker broke on it"]
+            return [NOT_CHECKED]
         middle = len(codes) // 2
         return type_errors(codes[:middle]) + type_errors(codes[middle:])
     try:
@@ -382,7 +390,8 @@ def type_errors(codes: list[str]) -> list[str | None]:
 
 def run_pyrefly(codes: list[str]) -> subprocess.CompletedProcess | None:
     """Check the programs as seed_0.py, seed_1.py and so on; None if that takes too long."""
-    command = [sys.executable, "-m", "pyrefly", "check", "--output-format", "json"]
+    # The program itself: `python -m pyrefly` gives a signal that ended it as an ordinary status
+    command = [pyrefly.__main__.get_pyrefly_bin(), "check", "--output-format", "json"]
     command += ["--python-interpreter-path", sys.executable]
     with tempfile.TemporaryDirectory() as folder:
         for number, code in enumerate(codes):

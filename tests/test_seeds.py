@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from pyrefly.__main__ import get_pyrefly_bin
 
 from experiments.baselines import snippets
 from parts import seeds
@@ -202,6 +203,13 @@ def test_a_file_that_breaks_its_encoding_is_one_rejected_row(tmp_path):
     assert list(extract(str(tmp_path))) == [{"where": "file.py", "reject": "syntax_error"}]
 
 
+@pytest.mark.parametrize("cookie", ["rot13", "hex", "no-such-codec", "undefined"])
+def test_a_file_whose_encoding_python_refuses_is_one_rejected_row(tmp_path, cookie):
+    (tmp_path / "file.py").write_text(f"# -*- coding: {cookie} -*-\ndef f(x):\n    'It.'\n    return x\n")
+    assert list(extract(str(tmp_path))) == [{"where": "file.py", "reject": "syntax_error"}]
+    assert list(snippets(str(tmp_path), 0)) == []
+
+
 ALONE = """
 import builtins, dis, inspect
 
@@ -248,13 +256,15 @@ def test_every_kind_of_source_gives_the_same_functions(tmp_path):
     (tmp_path / "code.jsonl").write_text(json.dumps({"content": SOURCE}) + "\n")
     pyarrow.parquet.write_table(pyarrow.table({"content": [SOURCE]}), tmp_path / "code.parquet")
     expected = [row.get("code") for row in functions("file.py", SOURCE)]
-    for source in ("tree", "code.jsonl", "code.parquet"):
+    (tmp_path / "a [1]*.parquet").write_bytes((tmp_path / "code.parquet").read_bytes())
+    (tmp_path / "blank.jsonl").write_text("\n" + (tmp_path / "code.jsonl").read_text() + " \n")
+    for source in ("tree", "code.jsonl", "blank.jsonl", "code.parquet", "a [1]*.parquet"):
         assert [row.get("code") for row in extract(str(tmp_path / source))] == expected
 
 
 def test_a_corrupt_line_of_a_source_file_is_named(tmp_path):
     path = tmp_path / "code.jsonl"
-    for broken in ('{"content": ', '{"text": "x = 1"}', '["x = 1"]', '{"content": 1}'):
+    for broken in ("[" * 100_000, '{"content": ', '{"text": "x = 1"}', '["x = 1"]', '{"content": 1}'):
         path.write_text('{"content": null}\n' + broken + "\n")
         with pytest.raises(BadInput, match=f"{path}:2: "):
             list(extract(str(path)))
@@ -362,6 +372,18 @@ def test_a_program_that_breaks_the_type_checker_is_alone_in_it(monkeypatch):
     """Here none is given the time to be checked, so each is tried alone in the end."""
     monkeypatch.setattr(seeds, "TYPE_CHECK_SECONDS", 0.001)
     assert type_errors(RIGHT[:1] * 3) == ["the type checker broke on it"] * 3
+
+
+def test_a_program_that_kills_the_type_checker_is_alone_in_it(monkeypatch, tmp_path):
+    """As the kernel does where memory runs out."""
+    checker = tmp_path / "checker"
+    checker.write_text(
+        f"#!/bin/sh\ngrep -q deadly seed_*.py && kill -9 $$\nexec {get_pyrefly_bin()} " + '"$@"\n'
+    )
+    checker.chmod(0o755)
+    monkeypatch.setattr("pyrefly.__main__.get_pyrefly_bin", lambda: str(checker))
+    rows = [{"code": code} for code in (*RIGHT[:2], f"{RIGHT[0]}\n# deadly", RIGHT[2])]
+    assert [row.get("reject") for row in type_checked(iter(rows))] == [None, None, "not_checked", None]
 
 
 def test_snippets_are_pieces_of_the_files_and_always_the_same(tmp_path):
