@@ -32,7 +32,7 @@ if [ -z "$model" ]; then
     # were chosen: experiments/first.
     generate="--model $model --limit 180 --samples 4 --temperature 0.4 --max-tokens 256 --shot-sets 4
         --judge 0 --categories function --difficulties easy --shots 4,4,5"
-    train="--epochs 2 --batch-size 8 --lr 1e-4 --precision fp32 --chat-template keep"
+    train="--epochs 2 --batch-size 8 --lr 1e-4 --precision fp32 --recompute off --chat-template keep"
     evaluate="--max-tokens 256"
     base_prompt=auto
 else

@@ -6,16 +6,16 @@
 --out becomes a checkpoint folder that transformers and vLLM load: safetensors, the tokenizer with its chat
 template, a generation config that stops at the end-of-text token; beside them train.json (the settings),
 log.jsonl (a row per step) and loss.png. It appears when training is complete. Until then everything is in
-OUT.unfinished, and the same command, on any number of GPUs, goes on from the last checkpoint there.
+OUT.unfinished, and the same command, on any number of GPUs, resumes from the last checkpoint there.
 
 - The loss covers the target tokens: the response and its end-of-text token. It is the sum of a step's token
   losses over their number, however the step is cut into packs and split over GPUs: never a mean of means.
 - Several examples are packed in one row, without padding; attention stays within each (`packed_attention`).
 - Logits are computed at the target tokens only, a chunk at a time (`LinearCrossEntropy`).
+- Weights, gradients and optimizer are split over the GPUs by FSDP; a single process is a mesh of one.
 - --precision bf16 (the paper's) takes 4 bytes per parameter, gradient included; rounding undoes most of
-  a small step. mixed takes 6: bf16 arithmetic, weights kept exactly as in fp32. fp32 takes 8. The last two
-  learn more at the same rate. Several GPUs share these bytes.
-- The saved model is bf16 whatever the precision.
+  a small step. mixed takes 8: bf16 arithmetic on weights kept in fp32. fp32 takes 8. The last two learn
+  more at the same rate. The saved model is bf16 whatever the precision.
 - Adafactor without relative step (C.3); the rate rises over 5 % of the steps, then falls linearly.
 - Every random choice comes from --seed and the epoch, so a checkpoint holds no random state.
 
@@ -25,11 +25,11 @@ reaches 0, so that every step learns.
 
 import argparse
 import contextlib
-import copy
 import datetime
 import functools
 import hashlib
 import heapq
+import itertools
 import json
 import logging
 import math
@@ -38,8 +38,8 @@ import random
 import re
 import shutil
 import sys
+import textwrap
 import time
-import warnings
 from pathlib import Path
 
 # Read by torch when it is imported: blocks of many sizes otherwise leave holes in a GPU's memory.
@@ -49,10 +49,10 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 import torch.nn.functional as F
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.checkpoint import state_dict as state_dicts
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
 CHAT_TEMPLATE = Path(__file__).parent / "prompts" / "chat.jinja"
@@ -65,15 +65,13 @@ PEAK_FLOPS = {
     r"H200": 989e12,
     r"B200": 2250e12,
 }
-BYTES = {"bf16": (2, 2), "mixed": (4, 2), "fp32": (4, 4)}  # per parameter: weight (and low half), gradient
-PIECE = 1 << 20  # numbers of a matrix that a CPU's optimizer takes at a time
+VARLEN_DEVICE = "cuda"  # where torch has a kernel for packed examples
 WARMUP = 0.05  # share of the steps in which the learning rate rises (C.3)
-# Training may go on with other values of these: places, and what changes speed, memory and rounding.
+# A training may be resumed with other values of these: places, and what changes speed, memory and rounding.
 MAY_CHANGE = "out data pack_tokens attention recompute reshard compile checkpoint_every".split()
-RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+RANK, WORLD = int(os.environ.get("RANK") or 0), int(os.environ.get("WORLD_SIZE") or 1)
 Example = tuple[list[int], int]  # the token ids of prompt and response, and how many of them are the prompt
 say = print if RANK == 0 else lambda *_, **__: None
-warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # a single process's checkpoint
 logging.getLogger("torch._library.triton").setLevel(logging.ERROR)  # Triton is missing on every CPU
 
 
@@ -83,7 +81,7 @@ class BadInput(Exception):
 
 
 @contextlib.contextmanager
-def one_line(action: str):
+def as_bad_input(action: str):
     """A failure in the block ends the program with the line "cannot ACTION: REASON". Raises BadInput."""
     try:
         yield
@@ -92,13 +90,13 @@ def one_line(action: str):
         if isinstance(error, dcp.CheckpointException):
             error = next(iter(error.failures.values()))[0]
             error = error.__context__ or error  # torch's complaint of a torn file follows the disk's
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = textwrap.shorten(str(error), 500) or type(error).__name__
         raise BadInput(f"cannot {action}: {reason}") from None
 
 
 def parse_arguments() -> argparse.Namespace:
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    plain = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=plain)
     add = parser.add_argument
     add("--model", required=True, help="a checkpoint folder or a hub id")
     add("--data", required=True, type=Path, help="JSON Lines with `instruction` and `response`")
@@ -119,8 +117,9 @@ def parse_arguments() -> argparse.Namespace:
     add = parser.add_argument_group("speed and memory; they change the result by rounding only").add_argument
     add("--pack-tokens", type=int, default=4096, help="tokens per forward pass, at least --max-length")
     add("--attention", default="packed", help="packed, or one of transformers' own: sdpa, eager, ..")
-    add("--recompute", choices=["auto", "on", "off"], default="auto", help="gradient checkpointing")
-    add("--reshard", choices=["auto", "on", "off"], default="auto", help="no GPU keeps the whole weights")
+    off = "off is faster; `selfcodealign.py doctor --model M` says where it fits"
+    add("--recompute", choices=["on", "off"], default="on", help=f"gradient checkpointing; {off}")
+    add("--reshard", choices=["on", "off"], default="on", help="a GPU keeps no layer's whole weights")
     backend = "inductor" if torch.cuda.is_available() else "off"
     add("--compile", default=backend, metavar="BACKEND", help="off, or torch.compile's, inductor on a GPU")
     add("--checkpoint-every", type=float, default=15, metavar="MINUTES", help="0: after every step")
@@ -139,11 +138,13 @@ def read_pairs(path: Path) -> list[tuple[str, str]]:
         raise BadInput(f"no such data file: {path}")
     pairs = []
     for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        if not line.strip():
+            continue
         try:
             row = json.loads(line)
             pairs.append((row["instruction"], row["response"]))
             "".join(pairs[-1]).encode()  # fails where the tokenizer would: a number, half a surrogate pair
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             problem = "not a JSON object with the texts `instruction` and `response`"
             raise BadInput(f"{path}:{number}: {problem}") from None
     if not pairs:
@@ -151,22 +152,36 @@ def read_pairs(path: Path) -> list[tuple[str, str]]:
     return pairs
 
 
+def encode_text(tokenizer, text: str) -> list[int]:
+    """The tokens of a text, in which the name of a control token, <|im_end|> say, is text like any other."""
+    # split_special_tokens leaves out those that a tokenizer does not call special: Qwen's <|fim_prefix|>.
+    added = (token.content for token in tokenizer.added_tokens_decoder.values() if not token.special)
+    names = "|".join(re.escape(name[1:]) for name in added if re.fullmatch("<.+>", name))
+    parts = re.split(f"(?<=<)(?={names})", text) if names else [text]
+    encode = functools.partial(tokenizer, add_special_tokens=False, split_special_tokens=True)
+    return [token for part in parts for token in encode(part).input_ids]
+
+
 def encode_example(tokenizer, instruction: str, response: str) -> Example:
     """Prompt + response + end of text, tokenized apart: as when the model is asked, no token spans both."""
     messages = [{"role": "user", "content": instruction}]
     prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    prompt_ids = tokenizer(prompt, add_special_tokens=False).input_ids
-    response_ids = tokenizer(response, add_special_tokens=False).input_ids
-    return prompt_ids + response_ids + [tokenizer.eos_token_id], len(prompt_ids)
+    encode = lambda text: tokenizer(text, add_special_tokens=False).input_ids
+    prompt_ids = encode(prompt)
+    if encode(instruction) != encode_text(tokenizer, instruction):  # it names a control token
+        before, text, after = prompt.partition(instruction.strip())
+        prompt_ids = encode(before) + encode_text(tokenizer, text) + encode(after)
+    return prompt_ids + encode_text(tokenizer, response) + [tokenizer.eos_token_id], len(prompt_ids)
 
 
 def encode_pairs(pairs, tokenizer, max_length: int, share: float) -> tuple[list[Example], list[Example]]:
     """The examples to learn and those to validate on, cut at `max_length` tokens. Raises BadInput."""
-    examples, validation, longer = [], [], 0
+    examples, validation, n_truncated = [], [], 0
     for instruction, response in pairs:
-        ids, prompt_length = encode_example(tokenizer, instruction, response)
+        with as_bad_input("use the chat template"):
+            ids, prompt_length = encode_example(tokenizer, instruction, response)
         if response.strip() and prompt_length < max_length:
-            longer += len(ids) > max_length
+            n_truncated += len(ids) > max_length
             # By hash, the same instruction is never on both sides, and more data moves none across.
             digest = hashlib.sha256(instruction.encode()).hexdigest()
             side = validation if int(digest[:8], 16) < share * 2**32 else examples
@@ -175,7 +190,7 @@ def encode_pairs(pairs, tokenizer, max_length: int, share: float) -> tuple[list[
     counts = f"{len(validation)} for validation, {left_out} without a response or with too long a prompt"
     if not examples:
         raise BadInput(f"none of {len(pairs)} examples is left to learn: {counts}")
-    say(f"{len(examples)} examples to learn, {counts}; {longer} cut at {max_length} tokens")
+    say(f"{len(examples)} examples to learn, {counts}; {n_truncated} cut at {max_length} tokens")
     ids, prompt_length = examples[0]
     prompt, response = tokenizer.decode(ids[:prompt_length]), tokenizer.decode(ids[prompt_length:])
     say("--- not learned:", prompt, "--- learned:", response, "---", sep="\n")
@@ -207,25 +222,26 @@ def balanced_packs(examples: list[Example], capacity: int, multiple: int) -> lis
 
 
 def make_pack(examples: list[Example], device) -> dict:
-    """One row of T tokens, the examples one after another, positions starting anew with each; `predicting`,
-    the N places whose next token is learned, by position and never by token id; `targets`, those N tokens."""
-    ids, positions, predicting, bounds = [], [], [], [0]
+    """One row of T tokens, the examples one after another, positions starting anew with each; the N
+    `loss_positions` whose next token is learned, by position and never by token id; those N `targets`."""
+    ids, positions, loss_positions, bounds = [], [], [], [0]
     for example, prompt_length in examples:
-        predicting += range(len(ids) + prompt_length - 1, len(ids) + len(example) - 1)
+        loss_positions += range(len(ids) + prompt_length - 1, len(ids) + len(example) - 1)
         ids += example
         positions += range(len(example))
         bounds.append(len(ids))
-    predicting = torch.tensor(predicting, dtype=torch.long, device=device)
+    loss_positions = torch.tensor(loss_positions, dtype=torch.long, device=device)
     inputs = {"input_ids": torch.tensor([ids], device=device)}
     inputs["position_ids"] = torch.tensor([positions], device=device)
     # The names by which transformers' attention functions know the examples' bounds.
     inputs["cu_seq_lens_q"] = torch.tensor(bounds, dtype=torch.int32, device=device)
     inputs["cu_seq_lens_k"] = inputs["cu_seq_lens_q"]
     inputs["max_length_q"] = inputs["max_length_k"] = max(len(example) for example, _ in examples)
-    return {"inputs": inputs, "predicting": predicting, "targets": inputs["input_ids"][0, predicting + 1]}
+    targets = inputs["input_ids"][0, loss_positions + 1]
+    return {"inputs": inputs, "loss_positions": loss_positions, "targets": targets}
 
 
-def my_packs(examples: list[Example], pack_tokens: int, device) -> list[dict]:
+def rank_packs(examples: list[Example], pack_tokens: int, device) -> list[dict]:
     """This GPU's packs of a step. Every GPU gets equally many, and packs that run at the same time are of
     similar size, since GPUs wait for each other."""
     nothing_to_learn = [([0], 1)]
@@ -246,7 +262,7 @@ def packed_attention(module, query, key, value, mask, scaling=None, **options):
     if (options.get("sliding_window") or longest) < longest:
         raise BadInput("packed attention does not do this model's sliding window: take --attention sdpa")
     sharing = query.shape[1] // key.shape[1]  # so many query heads share a key head
-    if query.is_cuda and query.dtype == torch.bfloat16:
+    if query.device.type == VARLEN_DEVICE and query.dtype == torch.bfloat16:
         return varlen_attention(query, key, value, bounds, longest, scaling), None
     key, value = (states.repeat_interleave(sharing, dim=1) for states in (key, value))
     lengths = bounds.diff().tolist()
@@ -303,10 +319,13 @@ class Learner(torch.nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, pack):
+    def forward(self, pack, plain=False):
+        if plain:  # by transformers' own logits, whatever it does to them
+            logits = self.model(**pack["inputs"], use_cache=False).logits[0, pack["loss_positions"]]
+            return F.cross_entropy(logits.float(), pack["targets"], reduction="sum")
         hidden = self.model.base_model(**pack["inputs"], use_cache=False).last_hidden_state[0]  # (T, D)
         head = self.model.get_output_embeddings().weight
-        return LinearCrossEntropy.apply(hidden[pack["predicting"]], head, pack["targets"])
+        return LinearCrossEntropy.apply(hidden[pack["loss_positions"]], head, pack["targets"])
 
 
 def mean_loss(learner, examples: list[Example], pack_tokens: int, device, learn: bool) -> float:
@@ -314,15 +333,13 @@ def mean_loss(learner, examples: list[Example], pack_tokens: int, device, learn:
     targets = count_targets(examples)
     total = torch.zeros((), dtype=torch.float64, device=device)
     learner.train(learn)
-    for pack in my_packs(examples, pack_tokens, device):
+    for pack in rank_packs(examples, pack_tokens, device):
         with torch.set_grad_enabled(learn):
             loss = learner(pack)
         if learn:
             (loss * (WORLD / targets)).backward()  # FSDP takes the mean over the GPUs
         total += loss.detach()
-    if WORLD > 1:
-        dist.all_reduce(total)
-    return total.item() / targets
+    return add_over_gpus(total).item() / targets
 
 
 def step_flops(model, examples: list[Example]) -> tuple[int, int]:
@@ -348,134 +365,46 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
     return peak * (step / rising if step <= rising else (steps - step + 1) / (steps - rising))
 
 
-def new_state(weight, precision: str) -> dict:
-    """What is kept of a weight: fp32 means of squared gradients and, if `mixed`, the low half of its bits."""
-    zeros_like = lambda tensor, dtype: torch.zeros_like(tensor, dtype=dtype, requires_grad=False)
-    if weight.dim() >= 2:
-        state = {"row": zeros_like(weight[..., 0], torch.float32)}
-        state["column"] = zeros_like(weight[..., 0, :], torch.float32)
-    else:
-        state = {"square": zeros_like(weight, torch.float32)}
-    if precision == "mixed" and weight.dtype == torch.bfloat16:
-        state["low"] = zeros_like(weight, torch.int16)
-    return state
-
-
-def split_halves(exact):
-    """An fp32 tensor as the nearest bf16 tensor and, as int16, the distance to it in fp32's last place."""
-    bits = exact.view(torch.int32)
-    high = (bits + 0x8000) >> 16
-    return high.to(torch.int16).view(torch.bfloat16), (bits - (high << 16)).to(torch.int16)
-
-
-def join_halves(high, low):
-    """What split_halves split, exactly."""
-    return ((high.view(torch.int16).to(torch.int32) << 16) + low).view(torch.float32)
-
-
-def split_rows(weight, gradient, state: dict) -> list[tuple]:
-    """On a CPU, a matrix in pieces of a few rows: the temporaries of a whole one take 8 times as long."""
-    if gradient.dim() != 2 or gradient.device.type != "cpu":
-        return [(weight, gradient, state)]
-    rows = max(1, PIECE // gradient.shape[1])
-    return [
-        (weight[at], gradient[at], {key: state[key] if key == "column" else state[key][at] for key in state})
-        for at in (slice(first, first + rows) for first in range(0, max(1, len(gradient)), rows))
-    ]
-
-
-# Adafactor with an external rate: no relative step, no scaling by the weights (C.3). Three passes over the
-# rows that this GPU has of a weight; between them the GPUs add up their sums, for all weights at once.
-def update_moments(gradient, state: dict, fresh):
-    """Update the second moments, with weight `fresh` = 1 - beta2; a matrix's columns wait for the sums of all
-    rows. Gives a matrix's sums over rows: of each column's squares (C) and, last, of the rows' moments."""
-    square = gradient.float() ** 2 + 1e-30
-    if gradient.dim() < 2:
-        state["square"].mul_(1 - fresh).add_(square * fresh)
-        return square.new_zeros(0)
-    state["row"].mul_(1 - fresh).add_(square.mean(dim=-1) * fresh)
-    return torch.cat([square.sum(dim=-2), state["row"].sum(dim=-1, keepdim=True)], dim=-1)
-
-
-def update_columns(state: dict, fresh, sums, rows: int):
-    state["column"].mul_(1 - fresh).add_(sums[..., :-1] / rows * fresh)
-
-
-def unclipped(gradient, state: dict, sums, rows: int):
-    if gradient.dim() < 2:
-        return state["square"].rsqrt() * gradient.float()
-    row = (state["row"] / (sums[..., -1:] / rows)).rsqrt()
-    return row.unsqueeze(-1) * state["column"].rsqrt().unsqueeze(-2) * gradient.float()
-
-
-def squared_norms(gradient, state: dict, sums, rows: int):
-    """The sums of squares of the update and of the gradient."""
-    update = unclipped(gradient, state, sums, rows)
-    return torch.stack([update.square().sum(), gradient.float().square().sum()])
-
-
-def apply_update(weight, gradient, state: dict, rate, sums, size, rows: int):
-    """Subtract the update, divided by the root of its mean square, `size`, where that is over 1."""
-    update = unclipped(gradient, state, sums, rows) * (rate / size.clamp(min=1.0))
-    if "low" in state:
-        high, low = split_halves(join_halves(weight, state["low"]) - update)
-        weight.copy_(high)
-        state["low"].copy_(low)
-    else:
-        weight.copy_(weight.float() - update)
-
-
-@functools.cache
-def compiled(function, backend: str):
-    return function if backend == "off" else torch.compile(function, backend=backend, dynamic=True)
-
-
-def add_over_gpus(tensors: list):
-    """Replace each by its sum over the GPUs, with one all-reduce."""
-    if WORLD > 1:
-        whole = torch.cat([tensor.flatten() for tensor in tensors])
-        dist.all_reduce(whole)
-        for tensor, total in zip(tensors, whole.split([tensor.numel() for tensor in tensors])):
-            tensor.copy_(total.view_as(tensor))
-
-
 def local(tensor):
     """What this GPU has of a tensor."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
+def add_over_gpus(tensor):
+    dist.all_reduce(tensor)
+    return tensor
+
+
+def new_moments(weight) -> dict:
+    """Means of a weight's squared gradients; of a matrix, those of its rows and of its columns."""
+    parts = {"row": weight[..., 0], "column": weight[..., 0, :]} if weight.dim() > 1 else {"all": weight}
+    return {name: torch.zeros_like(part, dtype=torch.float32) for name, part in parts.items()}
+
+
 @torch.no_grad()
-def optimize(weights: dict, states: dict, step: int, rate: float, backend: str = "off") -> float:
-    """One step, counted from 1, on every weight; uses up the gradients. Gives their common norm."""
-    pieces = []  # of each weight
+def adafactor_step(weights: dict, moments: dict, step: int, rate: float) -> float:
+    """One step, counted from 1, of Adafactor without relative step or scaling by the weights (C.3). Uses up
+    the gradients, gives their norm. Each GPU has rows of every weight, and adds up what needs all rows."""
+    one_minus_beta2, squared_norms = step**-0.8, []
     for name, weight in weights.items():
-        state = {key: local(tensor) for key, tensor in states[name].items()}
-        # Detached, since a function is compiled anew for every shape of a Parameter.
-        pieces.append(split_rows(local(weight.detach()), local(weight.grad), state))
-    rows = [weight.shape[-2] if weight.dim() > 1 else 1 for weight in weights.values()]
-    # As tensors, since a function is compiled anew for another number.
-    device = next(iter(weights.values())).device
-    rate, fresh = (torch.tensor(value, device=device) for value in (rate, step**-0.8))
-    functions = (update_moments, update_columns, squared_norms, apply_update)
-    moments, columns, norm, apply = (compiled(function, backend) for function in functions)
-    sums = [sum(moments(gradient, state, fresh) for _, gradient, state in each) for each in pieces]
-    # Weights are split by their first dimension: with more than two, every matrix is whole on one GPU.
-    add_over_gpus([total for total in sums if total.dim() == 1])
-    for each, total, row in zip(pieces, sums, rows):
-        _, _, state = each[0]  # all pieces of a matrix share its columns
-        if "column" in state:
-            columns(state, fresh, total, row)
-    norms = [
-        sum(norm(gradient, state, total, row) for _, gradient, state in each)
-        for each, total, row in zip(pieces, sums, rows)
-    ]
-    add_over_gpus(norms)
-    for weight, each, total, squares, row in zip(weights.values(), pieces, sums, norms, rows):
-        size = (squares[0] / weight.numel()).sqrt()
-        for piece, gradient, state in each:
-            apply(piece, gradient, state, rate, total, size, row)
+        gradient = local(weight.grad).float()
+        square = gradient.square().add_(1e-30)
+        squared_norms.append(square.sum())
+        if weight.dim() < 2:
+            mean = local(moments[name]["all"]).lerp_(square, one_minus_beta2)
+            update = gradient.mul_(mean.rsqrt())
+        else:
+            # A stack of matrices is split between them: all rows of each are here.
+            rows, add = weight.shape[-2], add_over_gpus if weight.dim() == 2 else lambda sums: sums
+            row, column = local(moments[name]["row"]), local(moments[name]["column"])
+            row.lerp_(square.mean(-1), one_minus_beta2)
+            column.lerp_(add(square.sum(-2)) / rows, one_minus_beta2)
+            scale = (row / (add(row.sum(-1, keepdim=True)) / rows)).rsqrt()
+            update = gradient.mul_(scale.unsqueeze(-1)).mul_(column.rsqrt().unsqueeze(-2))
+        rms = (add_over_gpus(update.norm().square()) / weight.numel()).sqrt()
+        local(weight).sub_(update.mul_(rate / rms.clamp(min=1.0)))
         weight.grad = None
-    return torch.stack(norms)[:, 1].sum().sqrt().item()
+    return add_over_gpus(torch.stack(squared_norms).sum()).sqrt().item()
 
 
 # ----------------------------------------------------------------------------------------------------- model
@@ -488,8 +417,8 @@ def read_model(arguments) -> tuple[dict, object]:
 
     disable_progress_bar()
     AttentionInterface.register("packed", packed_attention)
-    name, dtype = arguments.model, torch.float32 if arguments.precision == "fp32" else torch.bfloat16
-    with one_line(f"load the model {name}"):
+    name, dtype = arguments.model, torch.bfloat16 if arguments.precision == "bf16" else torch.float32
+    with as_bad_input(f"load the model {name}"):
         config = AutoConfig.from_pretrained(name)
         for key, value in config.to_dict().items():
             if isinstance(value, float) and ("dropout" in key or key.endswith("pdrop")):
@@ -501,8 +430,9 @@ def read_model(arguments) -> tuple[dict, object]:
         raise BadInput(f"the tokenizer of {name} has {len(tokenizer)} tokens, its model fewer")
     if arguments.chat_template == "new":
         tokenizer.chat_template = CHAT_TEMPLATE.read_text()
-    elif not tokenizer.chat_template:
-        raise BadInput(f"the tokenizer of {name} has no chat template to keep")
+    with as_bad_input(f"use the chat template of {name} (or take --chat-template new)"):
+        if "Add." not in tokenizer.apply_chat_template([{"role": "user", "content": "Add."}], tokenize=False):
+            raise ValueError("it leaves out a message whose content is a text")
     return {"config": config, "dtype": dtype, "attn_implementation": arguments.attention}, tokenizer
 
 
@@ -525,150 +455,101 @@ def build(options: dict, device):
     """A model of these options with random weights, or on the meta device with none. Raises BadInput."""
     from transformers import AutoModelForCausalLM
 
-    with one_line("build the model"), torch.device(device):
+    with as_bad_input("build the model"), torch.device(device):
         return AutoModelForCausalLM.from_config(**options)
-
-
-@torch.no_grad()
-def check_architecture(options: dict, examples: list[Example], device):
-    """Refuse a model whose logits are more than the product with one matrix, which LinearCrossEntropy takes
-    them for, or in which packed examples see each other. Raises BadInput.
-
-    Checked on the device of training, with a small random model of the same kind.
-    """
-    options = options | {"config": copy.deepcopy(options["config"])}
-    config = options["config"].get_text_config()
-    kinds = getattr(config, "layer_types", None) or [None]
-    config.num_hidden_layers = max(2, *(kinds.index(kind) + 1 for kind in kinds))  # one layer of each kind
-    model = build(options, device).eval()
-    for weight in model.parameters():
-        if weight.dim() < 2:
-            weight.uniform_(0.5, 1.5)  # a bias begins at 0, and would not be seen
-        else:
-            weight.normal_(std=weight.shape[-1] ** -0.5)  # so that what attention brings is not small
-    model.get_output_embeddings().weight.normal_()  # logits so large that a limit on them shows
-
-    examples = [(ids[: prompt_length + 64], prompt_length) for ids, prompt_length in examples[:2]]
-    inputs = make_pack(examples, device)["inputs"]
-    hidden = model.base_model(**inputs, use_cache=False).last_hidden_state
-    product = F.linear(hidden, model.get_output_embeddings().weight)
-    logits = model(**inputs, use_cache=False).logits
-    if not torch.allclose(logits.float(), product.float(), rtol=0.02, atol=0.02):
-        raise BadInput("train.py cannot train this model: its logits are more than a product with one matrix")
-    first = len(examples[0][0])
-    inputs["input_ids"][:, :first] = inputs["input_ids"][:, :first].flip(1)
-    changed = model.base_model(**inputs, use_cache=False).last_hidden_state
-    if not torch.allclose(changed[:, first:].float(), hidden[:, first:].float(), rtol=1e-3, atol=1e-3):
-        attention = f"--attention {options['attn_implementation']}"
-        raise BadInput(f"packed examples see each other in this model with {attention}: take sdpa or eager")
-
-
-def memory_settings(model, arguments, memory: int) -> tuple[bool, bool]:
-    """Whether to reshard and to recompute where the arguments leave it open, given bytes per GPU. An estimate
-    that leaves 30 % for what it does not count. extras/memory.py counts."""
-    parameters = sum(weight.numel() for weight in model.parameters())
-    weight, gradient = BYTES[arguments.precision]
-    kept, gradients = weight * parameters / WORLD, gradient * parameters / WORLD
-    whole = model.dtype.itemsize * parameters * (WORLD > 1)
-    # The usual layer keeps its inputs, queries, keys, values, output, and four rows as wide as the MLP.
-    config = model.config.get_text_config()
-    per_token = config.num_hidden_layers * (14 * config.hidden_size + 4 * config.intermediate_size)
-    activations = model.dtype.itemsize * arguments.pack_tokens * per_token
-    # Gradients appear as the backward pass frees activations
-    needs = lambda activations: kept + max(gradients, activations)
-    recompute, reshard = arguments.recompute, arguments.reshard
-    recompute = recompute == "on" or (recompute == "auto" and needs(activations) > 0.7 * memory)
-    needed = needs(activations * (not recompute)) + whole
-    return reshard == "on" or (reshard == "auto" and needed > 0.7 * memory), recompute
 
 
 def layers_of(model):
     return next(module for module in model.modules() if isinstance(module, torch.nn.ModuleList))
 
 
-def shard(model, mesh, reshard: bool) -> Learner:
+def shard(model, arguments, mesh) -> Learner:
     """The learner with the rows of every weight split over the GPUs."""
-    settings = {"mesh": mesh, "mp_policy": MixedPrecisionPolicy(reduce_dtype=torch.float32)}
+    # `mixed`: weights, gradients and sums in fp32; a layer's weights become bf16 while it is at work.
+    precision = {"param_dtype": torch.bfloat16} if arguments.precision == "mixed" else {}
+    settings = {"mesh": mesh, "mp_policy": MixedPrecisionPolicy(**precision, reduce_dtype=torch.float32)}
     for layer in layers_of(model):
-        fully_shard(layer, reshard_after_forward=reshard, **settings)
+        fully_shard(layer, reshard_after_forward=arguments.reshard == "on", **settings)
     return fully_shard(Learner(model), reshard_after_forward=False, **settings)
 
 
-@torch.no_grad()
-def scatter_weights(loaded, model, device):
-    """Give each GPU its part of the weights, and the buffers, of the model that rank 0 has loaded."""
-    tensors = lambda model: dict(model.named_parameters()) | dict(model.named_buffers())
-    source = tensors(loaded) if RANK == 0 else {}
-    model.to_empty(device=device)
-    for name, tensor in tensors(model).items():
-        whole = torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
-        if RANK == 0:
-            whole.copy_(source[name])
-        dist.broadcast(whole, 0)
-        if isinstance(tensor, DTensor):
-            whole = distribute_tensor(whole, tensor.device_mesh, tensor.placements, src_data_rank=None)
-        tensor.copy_(whole)
-
-
 def make_learner(options: dict, arguments, device) -> Learner:
-    """The learner on its device. Of several ranks, only the first holds the whole model, in host memory."""
+    """The learner on its device. Only the first rank loads the whole model, in host memory."""
     from transformers import AutoModelForCausalLM
 
-    if RANK == 0:
-        with one_line(f"load the model {arguments.model}"):
-            model = loaded = AutoModelForCausalLM.from_pretrained(arguments.model, **options)
-    if WORLD > 1:
-        model = build(options, "meta")
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / WORLD
-    if device.type == "cuda":
-        memory = torch.cuda.get_device_properties(device).total_memory
-    reshard, recompute = memory_settings(model, arguments, memory)
-    if recompute:
+    model, state = build(options, "meta"), {}
+    if arguments.recompute == "on":
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if arguments.compile != "off":
         for layer in layers_of(model):
             layer.compile(backend=arguments.compile, dynamic=True)
-    if WORLD == 1:
-        return Learner(model.to(device))
-    learner = shard(model, init_device_mesh(device.type, (WORLD,)), reshard)
-    scatter_weights(loaded if RANK == 0 else None, model, device)
+    learner = shard(model, arguments, init_device_mesh(device.type, (WORLD,)))
+    learner.to_empty(device=device)
     if RANK == 0:
-        model.generation_config = loaded.generation_config
+        with as_bad_input(f"load the model {arguments.model}"):
+            loaded = AutoModelForCausalLM.from_pretrained(arguments.model, **options)
+        model.generation_config, state = loaded.generation_config, loaded.state_dict()
+        for buffer, value in zip(model.buffers(), loaded.buffers()):
+            buffer.copy_(value)
+    whole = state_dicts.StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+    state_dicts.set_model_state_dict(model, state, options=whole)
+    for buffer in model.buffers():  # some are in no state dict
+        dist.broadcast(buffer, 0)
     return learner
 
 
+@torch.no_grad()
+def check_loss(learner: Learner, examples: list[Example], device):
+    """Refuse a model whose logits are more than the product with one matrix, which LinearCrossEntropy takes
+    them for, or in which packed examples see each other. Raises BadInput."""
+    (ids, _), last = examples[0], examples[-1]
+    unlearned = [(part, len(part)) for part in (ids[:256], ids[:256][::-1])]
+    pack, changed = (make_pack([other, last], device) for other in unlearned)
+    learner.eval()
+    loss = learner(pack)
+    if not torch.isclose(loss, learner(pack, plain=True), rtol=1e-3):
+        raise BadInput("train.py cannot train this model: its logits are more than a product with one matrix")
+    if not torch.isclose(loss, learner(changed), rtol=1e-4):
+        raise BadInput("packed examples see each other in this model: take --attention sdpa or eager")
+
+
 # ----------------------------------------------------------------------------------------------- checkpoints
+def check_out_folder(folder: Path, settings: dict):
+    """Refuse a folder that train.py did not make, or made with other settings. Raises BadInput."""
+    if not (folder / "train.json").exists():
+        raise BadInput(f"{folder} exists and was not made by train.py: take another --out")
+    made = json.loads((folder / "train.json").read_text())
+    compared = settings.keys() - MAY_CHANGE
+    if changed := sorted(key for key in compared if made.get(key) != settings[key]):
+        raise BadInput(f"{folder} was made with another {', '.join(changed)}: take another --out")
+
+
 def is_trained(out: Path, unfinished: Path, settings: dict) -> bool:
-    """Whether --out is complete. Raises BadInput if it, or OUT.unfinished, was made with other settings."""
-    for folder in [out] if (out / "train.json").exists() else filter(Path.exists, (out, unfinished)):
-        if not (folder / "train.json").exists():
-            raise BadInput(f"{folder} exists and was not made by train.py: take another --out")
-        made = json.loads((folder / "train.json").read_text())
-        compared = settings.keys() - MAY_CHANGE
-        if changed := sorted(key for key in compared if made.get(key) != settings[key]):
-            raise BadInput(f"{folder} was made with another {', '.join(changed)}: take another --out")
+    if (folder := out if out.exists() else unfinished).exists():
+        check_out_folder(folder, settings)
+    if out.exists() and RANK == 0 and (unfinished / "train.json").exists():  # killed before the last clean-up
+        shutil.rmtree(unfinished)
     return out.exists()
 
 
 def append_row(log: Path, row: dict):
     if RANK == 0:
-        with one_line(f"write {log}"), log.open("a") as file:
+        with as_bad_input(f"write {log}"), log.open("a") as file:
             file.write(json.dumps(row) + "\n")
 
 
 def checkpoint_is_due(saved: float, minutes: float, device) -> bool:
     """By the first rank's clock, as all ranks must save together."""
     due = torch.tensor(int(time.monotonic() - saved >= 60 * minutes), device=device)
-    if WORLD > 1:
-        dist.broadcast(due, 0)
+    dist.broadcast(due, 0)
     return bool(due)
 
 
 def save_checkpoint(unfinished: Path, step: int, tensors: dict):
     """All that the next step depends on. The folder gets its name when it is whole; then older ones go."""
     made, writing = unfinished / f"checkpoint-{step}", unfinished / "checkpoint.writing"
-    with one_line(f"write {made}"):
-        dcp.save(tensors, checkpoint_id=writing, no_dist=not dist.is_initialized())
+    with as_bad_input(f"write {made}"):
+        dcp.save(tensors, checkpoint_id=writing)
         if RANK == 0:
             os.replace(writing, made)
             for older in set(unfinished.glob("checkpoint-*")) - {made}:
@@ -681,7 +562,7 @@ def resume(unfinished: Path, settings: dict, tensors: dict) -> int:
     Later steps are done again: their rows go from the log, as do a torn line and a torn checkpoint.
     """
     if RANK == 0 and not unfinished.exists():
-        with one_line(f"write {unfinished}"):  # by renaming: a folder of ours always holds its settings
+        with as_bad_input(f"write {unfinished}"):  # by renaming: a folder of ours always holds its settings
             writing = Path(f"{unfinished}.writing")
             writing.mkdir(parents=True, exist_ok=True)
             (writing / "train.json").write_text(json.dumps(settings, indent=2))
@@ -689,10 +570,10 @@ def resume(unfinished: Path, settings: dict, tensors: dict) -> int:
     step = max((int(path.name.split("-")[1]) for path in unfinished.glob("checkpoint-*")), default=0)
     checkpoint = unfinished / f"checkpoint-{step}"
     if step:
-        with one_line(f"read {checkpoint}"):
-            dcp.load(tensors, checkpoint_id=checkpoint, no_dist=not dist.is_initialized())
+        with as_bad_input(f"read {checkpoint}"):
+            dcp.load(tensors, checkpoint_id=checkpoint)
     if RANK == 0:
-        with one_line(f"write {unfinished}"):
+        with as_bad_input(f"write {unfinished}"):
             shutil.rmtree(unfinished / "checkpoint.writing", ignore_errors=True)
             log, writing = unfinished / "log.jsonl", unfinished / "log.jsonl.writing"
             rows = log.read_text().splitlines(keepends=True) if step else []
@@ -702,21 +583,27 @@ def resume(unfinished: Path, settings: dict, tensors: dict) -> int:
     return step
 
 
+def write_model(folder: Path, model, tokenizer, weights: dict):
+    """A folder that transformers and vLLM load."""
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    with as_bad_input(f"write {folder}"):
+        shutil.rmtree(folder, ignore_errors=True)
+        model.save_pretrained(folder, state_dict=weights)
+        tokenizer.save_pretrained(folder)
+        add_older_forms(folder)
+
+
 def save_model(out: Path, unfinished: Path, settings: dict, model, tokenizer):
     """The trained model in --out, all of it at once, and nothing in OUT.unfinished."""
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    weights = get_model_state_dict(model, options=options)
+    options = state_dicts.StateDictOptions(full_state_dict=True, cpu_offload=True)
+    weights = state_dicts.get_model_state_dict(model, options=options)
     if RANK > 0:
         return
     made = unfinished / "model"
-    model.generation_config.eos_token_id = tokenizer.eos_token_id
-    weights = {name: weight.to(torch.bfloat16) for name, weight in weights.items()}
     model.config.dtype = torch.bfloat16
-    with one_line(f"write {made}"):
-        shutil.rmtree(made, ignore_errors=True)
-        model.save_pretrained(made, state_dict=weights)
-        tokenizer.save_pretrained(made)
-        add_older_forms(made)
+    weights = {name: weights.pop(name).to(torch.bfloat16) for name in list(weights)}
+    write_model(made, model, tokenizer, weights)
+    with as_bad_input(f"write {made}"):
         shutil.copy(unfinished / "log.jsonl", made)
         plot(made / "log.jsonl", made / "loss.png")
         (made / "train.json").write_text(json.dumps(settings, indent=2))
@@ -764,30 +651,44 @@ def plot(log: Path, image: Path):
 
 # -------------------------------------------------------------------------------------------------- the loop
 def start_processes() -> torch.device:
-    """This process's device; where torchrun started several processes, they are connected. Raises BadInput
-    where a GPU is there that torch cannot use: no training on the CPU that nobody asked for."""
+    """This process's device, connected with those of the others. Raises BadInput where a GPU is there that
+    torch cannot use: no training on the CPU that nobody asked for."""
     device = torch.device("cpu")
     if torch.cuda.is_available():
         device = torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}")
         torch.cuda.set_device(device)
     elif GPU_DRIVER.exists() and os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1"):
-        with one_line("use the GPU (to train on the CPU, set CUDA_VISIBLE_DEVICES=-1)"):
+        with as_bad_input("use the GPU (to train on the CPU, set CUDA_VISIBLE_DEVICES=-1)"):
             torch.cuda.init()  # says why
             raise RuntimeError("torch finds none")
-    if WORLD > 1:
+    # torchrun sets the address at which processes meet; one alone meets nobody.
+    options = {"store": dist.HashStore(), "rank": 0, "world_size": 1} if WORLD == 1 else {}
+    with as_bad_input("connect the processes (start several with torchrun, one without RANK and WORLD_SIZE)"):
+        if RANK >= WORLD:
+            raise ValueError(f"RANK is {RANK}, WORLD_SIZE {WORLD}")
         # The other ranks wait while the first downloads and loads the model.
-        backend = "nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=datetime.timedelta(hours=6))
+        backend, hours = "nccl" if device.type == "cuda" else "gloo", datetime.timedelta(hours=6)
+        dist.init_process_group(backend, timeout=hours, **options)
+    if device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        say("this processor has no instructions for bf16: --precision fp32 is several times as fast")
     return device
 
 
 def read_settings(arguments, options: dict, tokenizer) -> dict:
-    """What train.json keeps; training goes on only where all but MAY_CHANGE are the same."""
+    """What train.json keeps; training is resumed only where all but MAY_CHANGE are the same."""
     settings = vars(arguments) | {"data": str(arguments.data), "out": str(arguments.out), "warmup": WARMUP}
     settings["data_sha256"] = hashlib.sha256(arguments.data.read_bytes()).hexdigest()
-    settings["chat_template_sha256"] = hashlib.sha256(tokenizer.chat_template.encode()).hexdigest()
+    settings["chat_template_sha256"] = hashlib.sha256(tokenizer.get_chat_template().encode()).hexdigest()
     settings["model_sha256"] = fingerprint(arguments.model, options["config"])
     return settings
+
+
+def batches(examples: list[Example], arguments):
+    """Gives (epoch, examples) of each step."""
+    for epoch in range(arguments.epochs):
+        order = random.Random(f"{arguments.seed}/{epoch}").sample(examples, len(examples))
+        for first in range(0, len(order), arguments.batch_size):
+            yield epoch, order[first : first + arguments.batch_size]
 
 
 def speed_of(batch: list[Example], seconds: float, flops: tuple[int, int], device) -> dict:
@@ -797,34 +698,37 @@ def speed_of(batch: list[Example], seconds: float, flops: tuple[int, int], devic
     if device.type == "cuda":
         speed["peak_gb"] = torch.cuda.max_memory_allocated() / 1e9
         name = torch.cuda.get_device_name(device)
-        for peak in (flops for model, flops in PEAK_FLOPS.items() if re.fullmatch(f"NVIDIA {model}", name)):
+        for peak in (peak for model, peak in PEAK_FLOPS.items() if re.fullmatch(f"NVIDIA {model}", name)):
             speed["mfu"], speed["mfu_needed"] = (count / seconds / peak / WORLD for count in flops)
     return speed
+
+
+def progress(row: dict) -> str:
+    utilization = f", MFU {row['mfu']:.0%} ({row['mfu_needed']:.0%})" if "mfu" in row else ""
+    speed = f"{row['tokens_per_second']:.0f} tokens/s{utilization}"
+    return f"loss {row['loss']:.3f}, lr {row['lr']:.1e}, {speed}"
 
 
 def train(arguments):
     pairs = read_pairs(arguments.data)
     options, tokenizer = read_model(arguments)
     settings = read_settings(arguments, options, tokenizer)
-    unfinished = Path(f"{arguments.out}.unfinished")
-    if is_trained(arguments.out, unfinished, settings):
-        if RANK == 0 and (unfinished / "train.json").exists():  # killed before the last clean-up
-            shutil.rmtree(unfinished)
-        return say(f"{arguments.out} is trained already")
+    out, unfinished = arguments.out, Path(f"{arguments.out}.unfinished")
+    if is_trained(out, unfinished, settings):
+        return say(f"{out} is trained already")
     device = start_processes()
-    emulated = device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    if emulated and arguments.precision != "fp32":
-        say("this processor has no instructions for bf16: --precision fp32 is several times as fast")
     examples, validation = encode_pairs(pairs, tokenizer, arguments.max_length, arguments.validation_share)
-    check_architecture(options, examples, device)
 
     learner = make_learner(options, arguments, device)
     weights = {name: weight for name, weight in learner.model.named_parameters() if weight.requires_grad}
-    states = {name: new_state(weight, arguments.precision) for name, weight in weights.items()}
-    tensors = {"weights": {name: weight.detach() for name, weight in weights.items()}, "states": states}
+    moments = {name: new_moments(weight) for name, weight in weights.items()}
+    tensors = {"weights": {name: weight.detach() for name, weight in weights.items()}, "moments": moments}
+    check_loss(learner, examples, device)
     done, log = resume(unfinished, settings, tensors), unfinished / "log.jsonl"
-    size, per_epoch = arguments.batch_size, math.ceil(len(examples) / arguments.batch_size)
-    steps = arguments.epochs * per_epoch
+    if RANK == 0:  # what saving will refuse is refused now
+        write_model(unfinished / "model", learner.model, tokenizer, {})
+    per_epoch = math.ceil(len(examples) / arguments.batch_size)
+    steps, saved = arguments.epochs * per_epoch, time.monotonic()
     say(f"{steps} steps, precision {arguments.precision}, on {WORLD} x {device.type}")
 
     def validate(step):
@@ -834,35 +738,30 @@ def train(arguments):
 
     if validation and done == 0:
         validate(0)
-    saved = time.monotonic()
-    with tqdm(desc="train", total=steps, initial=done, unit="step", disable=RANK > 0) as bar:
-        for step in range(done + 1, steps + 1):
-            started = time.monotonic()
-            epoch, place = divmod(step - 1, per_epoch)
-            if place == 0 or step == done + 1:
-                order = random.Random(f"{arguments.seed}/{epoch}").sample(examples, len(examples))
-            batch = order[place * size : (place + 1) * size]
-            loss = mean_loss(learner, batch, arguments.pack_tokens, device, learn=True)
-            if not math.isfinite(loss):
-                raise BadInput(f"the loss of step {step} is {loss}: --lr is too high, or the model is broken")
-            rate = learning_rate(step, steps, arguments.lr)
-            norm = optimize(weights, states, step, rate, arguments.compile)
+    bar = tqdm(desc="train", total=steps, initial=done, unit="step", disable=RANK > 0)
+    to_do = itertools.islice(enumerate(batches(examples, arguments), 1), done, None)
+    for step, (epoch, batch) in to_do:
+        started = time.monotonic()
+        loss = mean_loss(learner, batch, arguments.pack_tokens, device, learn=True)
+        if not math.isfinite(loss):
+            raise BadInput(f"the loss of step {step} is {loss}: --lr is too high, or the model is broken")
+        rate = learning_rate(step, steps, arguments.lr)
+        norm = adafactor_step(weights, moments, step, rate)
 
-            row = {"step": step, "epoch": epoch, "loss": loss, "lr": rate, "gradient_norm": norm}
-            row |= {"tokens": sum(len(ids) for ids, _ in batch), "target_tokens": count_targets(batch)}
-            row |= speed_of(batch, time.monotonic() - started, step_flops(learner.model, batch), device)
-            append_row(log, row)
-            shown = f"loss {loss:.3f}, lr {rate:.1e}, {row['tokens_per_second']:.0f} tokens/s"
-            shown += f", MFU {row['mfu']:.0%} ({row['mfu_needed']:.0%})" if "mfu" in row else ""
-            bar.set_postfix_str(shown, refresh=False)
-            bar.update()
-            if validation and step % per_epoch == 0:
-                validate(step)
-            if checkpoint_is_due(saved, arguments.checkpoint_every, device) or step == steps:
-                save_checkpoint(unfinished, step, tensors)
-                saved = time.monotonic()
-    save_model(arguments.out, unfinished, settings, learner.model, tokenizer)
-    say(f"trained model: {arguments.out}")
+        row = {"step": step, "epoch": epoch, "loss": loss, "lr": rate, "gradient_norm": norm}
+        row |= {"tokens": sum(len(ids) for ids, _ in batch), "target_tokens": count_targets(batch)}
+        row |= speed_of(batch, time.monotonic() - started, step_flops(learner.model, batch), device)
+        append_row(log, row)
+        bar.set_postfix_str(progress(row), refresh=False)
+        bar.update()
+        if validation and step % per_epoch == 0:
+            validate(step)
+        if checkpoint_is_due(saved, arguments.checkpoint_every, device) or step == steps:
+            save_checkpoint(unfinished, step, tensors)
+            saved = time.monotonic()
+    bar.close()
+    save_model(out, unfinished, settings, learner.model, tokenizer)
+    say(f"trained model: {out}")
 
 
 def main() -> int:
@@ -874,11 +773,11 @@ def main() -> int:
     except RuntimeError as error:
         if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
             raise
-        ways = "add --recompute on, --reshard on or a smaller --pack-tokens, or take more GPUs, to go on"
+        ways = "add --recompute on, --reshard on or a smaller --pack-tokens, or take more GPUs"
         print(f"train.py: out of memory: {ways}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("train.py: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        print("train.py: interrupted; run the same command to resume", file=sys.stderr)
         return 130
     finally:
         if dist.is_initialized():

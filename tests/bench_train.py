@@ -45,6 +45,7 @@ def ours(arguments, data: Path, out: Path) -> list[dict]:
     train.WARMUP = 0
     options = {"model": arguments.model, "data": data, "out": out / "model", "epochs": arguments.steps}
     options |= {"batch-size": arguments.examples, "max-length": arguments.max_length, "pack-tokens": 1}
+    options["recompute"] = "off"  # as TRL's
     sys.argv = ["train.py", *(f"--{name}={value}" for name, value in options.items())]
     train.train(train.parse_arguments())
     rows = [json.loads(line) for line in (out / "model" / "log.jsonl").read_text().splitlines()]

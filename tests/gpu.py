@@ -51,14 +51,14 @@ def speed(given) -> dict:
     options = {"config": config, "dtype": torch.bfloat16, "attn_implementation": "packed"}
     learner = train.make_learner(options, arguments, device)
     weights = dict(learner.model.named_parameters())
-    states = {name: train.new_state(weight, "bf16") for name, weight in weights.items()}
+    moments = {name: train.new_moments(weight) for name, weight in weights.items()}
     count = 16 * 4096 // given.length if not TINY else 4
     batch = [([1] * given.length, given.length // 4)] * count
     speeds = []
     for number in range(1, STEPS + 1):
         started = time.monotonic()
         train.mean_loss(learner, batch, arguments.pack_tokens, device, learn=True)
-        train.optimize(weights, states, number, 1e-5, backend)
+        train.adafactor_step(weights, moments, number, 1e-5)
         flops = train.step_flops(learner.model, batch)
         speeds.append(train.speed_of(batch, time.monotonic() - started, flops, device))
     found = {key: statistics.median(row[key] for row in speeds[2:]) for key in speeds[0]}

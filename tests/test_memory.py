@@ -14,23 +14,25 @@ from extras import memory
 # A small step first, so that no library is loaded while it is measured. Every block of malloc goes back to the system.
 REAL = """
 import copy, sys, torch, train
+from types import SimpleNamespace
+from torch.distributed.device_mesh import init_device_mesh
 from transformers import AttentionInterface, AutoConfig
 precision, recompute = sys.argv[1], sys.argv[2] == "True"
 AttentionInterface.register("packed", train.packed_attention)
-train.PIECE = sys.maxsize  # as on a GPU
+mesh = init_device_mesh(train.start_processes().type, (1,))
 
 def build(config):
-    dtype = torch.float32 if precision == "fp32" else torch.bfloat16
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     model = train.build({"config": config, "dtype": dtype, "attn_implementation": "packed"}, "cpu")
     if recompute:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return train.Learner(model).train()
+    return train.shard(model, SimpleNamespace(precision=precision, reshard="on"), mesh).train()
 
 def step(learner, pack):
     weights = dict(learner.model.named_parameters())
-    states = {name: train.new_state(weight, precision) for name, weight in weights.items()}
+    moments = {name: train.new_moments(weight) for name, weight in weights.items()}
     learner(pack).backward()
-    train.optimize(weights, states, 1, 1e-5)
+    train.adafactor_step(weights, moments, 1, 1e-5)
 
 def resident(key):
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(key))
