@@ -8,6 +8,13 @@ if [ -n "$driver" ]; then
     if [ "${driver%%.*}" -lt 580 ]; then
         echo "the GPU's driver is $driver, and CUDA 13 needs 580 or newer (to use the CPU, set CUDA_VISIBLE_DEVICES=-1)" >&2; exit 2
     fi
+    if ! { command -v "${CC:-gcc}" || { [ -z "${CC-}" ] && command -v clang; }; } >/dev/null; then
+        echo "a GPU needs a C compiler, with which Triton compiles its launchers, and ${CC:-none} is found: install gcc" >&2; exit 2
+    fi
+    glibc=$(getconf GNU_LIBC_VERSION 2>/dev/null) || glibc="none"
+    if [ "$(printf '%s\n' "glibc 2.31" "$glibc" | sort -V | head -n 1)" != "glibc 2.31" ]; then
+        echo "the packages for a GPU need glibc 2.31 or newer, and this system has $glibc" >&2; exit 2
+    fi
     requirements=requirements.txt
 fi
 
@@ -39,6 +46,10 @@ if ! cmp -s "$requirements" .venv/installed.txt; then
     done
     if [ -z "$python" ]; then
         echo "Python 3.11, 3.12 or 3.13 with venv is needed, and ${PYTHON:-none of that name} does not fit: set PYTHON to one" >&2; exit 2
+    fi
+    header='import os, sys, sysconfig; sys.exit(not os.path.exists(sysconfig.get_paths()["include"] + "/Python.h"))'
+    if [ $requirements = requirements.txt ] && ! "$python" -c "$header"; then
+        echo "Triton needs Python.h on a GPU, and $python has none: install its headers (python3-dev)" >&2; exit 2
     fi
     if [ $requirements = requirements-cpu.txt ] && [ "$(uname -m)" != aarch64 ] && ! grep -qw avx2 /proc/cpuinfo; then
         echo "this processor has no AVX2, which vLLM's build for processors needs at least (or aarch64)" >&2; exit 2

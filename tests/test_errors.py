@@ -183,15 +183,34 @@ def test_an_environment_of_the_users_is_left_alone(tmp_path):
     assert (tmp_path / ".venv" / "mine").read_text() == "mine"
 
 
-def test_a_gpu_whose_driver_is_too_old_is_refused_and_nothing_installed_for_the_cpu(tmp_path):
+@pytest.mark.parametrize(
+    "program, script, variable, says",
+    [
+        ("nvidia-smi", "echo 570.86.10", {}, "needs 580"),
+        ("nvidia-smi", "echo 580.65.06", {"CC": "no-compiler-here"}, "no-compiler-here"),
+        ("getconf", "echo glibc 2.28", {}, "has glibc 2.28"),
+        (
+            "python",
+            'case $2 in *Python.h*) exit 1 ;; esac; exec python3 "$@"',
+            {"PYTHON": "python"},
+            "Python.h",
+        ),
+    ],
+)
+def test_what_a_gpu_needs_is_asked_for_and_nothing_installed_for_the_cpu(
+    program, script, variable, says, tmp_path
+):
     for name in ("environment.sh", "requirements.txt", "requirements-cpu.txt"):
         shutil.copy(ROOT / name, tmp_path)
-    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho 570.86.10\n")
-    (tmp_path / "nvidia-smi").chmod(0o755)
-    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    found = {"nvidia-smi": "echo 580.65.06", "gcc": "exit 1", program: script}
+    for name, lines in found.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{lines}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = {key: value for key, value in os.environ.items() if key not in ("CC", "PYTHON")}
+    environment |= {"PATH": f"{tmp_path}:{os.environ['PATH']}", "CUDA_VISIBLE_DEVICES": "0"} | variable
     shell = ["bash", "-c", "source environment.sh"]
     done = subprocess.run(shell, cwd=tmp_path, capture_output=True, text=True, env=environment)
-    refused(done, "needs 580")
+    refused(done, says)
     assert not (tmp_path / ".venv").exists()
 
 
