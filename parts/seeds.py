@@ -106,7 +106,7 @@ def read_folder(folder: Path) -> Iterator[tuple[str, str]]:
 
 def read_python(path: Path) -> str:
     """The text of a Python file in the encoding that it declares. Where it cannot be read, breaks that
-    encoding or declares one that Python refuses: half a surrogate pair, which no parser and no encoding takes."""
+    encoding or declares one that Python refuses: half a surrogate pair, which no parser takes."""
     try:
         source = path.read_bytes()
         return source.decode(tokenize.detect_encoding(io.BytesIO(source).readline)[0])
