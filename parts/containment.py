@@ -13,9 +13,11 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import grp
 import json
 import math
 import os
+import pwd
 import random
 import resource
 import signal
@@ -30,6 +32,7 @@ FILE_MB = 256  # the largest file, and the size of the private /tmp (it is RAM)
 OPEN_FILES = 256
 PROCESSES = 256  # and threads
 STACK_MB = 64
+ACCOUNT = "sandbox"  # the name of the user and of the group that a program runs as
 
 SYSTEM_FOLDERS = "/usr /bin /sbin /lib /lib32 /lib64 /etc /nix /sys/devices/system/cpu".split()
 DEVICES = "/dev/null /dev/zero /dev/full /dev/random /dev/urandom".split()
@@ -90,7 +93,7 @@ def readable_folders():
     return folders
 
 
-def enter_namespaces(folders):
+def enter_namespaces(folders, account):
     """Own processes, network, mounts, IPC and host name; the caller goes on as process 1 inside.
     Returns whether it also has its own user namespace."""
     uid, gid, own_user_namespace = os.geteuid(), os.getegid(), False
@@ -107,7 +110,7 @@ def enter_namespaces(folders):
         os.waitpid(first, 0)
         os._exit(0)
     prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    enter_private_root(folders)
+    enter_private_root(folders, account)
     with socket.socket() as any_socket:  # loopback up: programs may talk to themselves
         fcntl.ioctl(any_socket, SIOCSIFFLAGS, struct.pack("16sh22x", b"lo", IFF_UP))
     return own_user_namespace
@@ -124,8 +127,9 @@ def bind_read_only(source, target):
     system_call(SYS_MOUNT_SETATTR, AT_FDCWD, target.encode(), AT_RECURSIVE, set_bits, len(set_bits))
 
 
-def enter_private_root(folders):
-    """A new root: the readable folders and some devices, read-only, a fresh /proc and a private /tmp."""
+def enter_private_root(folders, account):
+    """A new root: the readable folders and some devices, read-only, a fresh /proc and a private /tmp; in
+    /etc/passwd and /etc/group, the account of these two ids comes first."""
     root = "/proc"  # this folder exists everywhere and holds nothing that is bound below
     mount(None, "/", None, MS_REC | MS_PRIVATE)
     mount("tmpfs", root, "tmpfs", MS_NOSUID, "mode=755,size=1m")
@@ -141,6 +145,13 @@ def enter_private_root(folders):
         bind_read_only(path, root + path)
     for name in os.listdir(root + "/tmp"):  # a Python that is installed under /tmp
         bind_read_only(f"{root}/tmp/{name}", f"{root}/tmp/{name}")
+    lines = "{0}:x:{1}:{2}::/tmp:/bin/sh\n", "{0}:x:{2}:\n"
+    for path, line in zip(("/etc/passwd", "/etc/group"), lines):
+        if os.path.exists(path):  # else name_account does without
+            named = root + path.replace("/etc/", "/.")
+            with open(path, "rb") as file, open(named, "wb") as new:
+                new.write(line.format(ACCOUNT, *account).encode() + file.read())
+            bind_read_only(named, root + path)
     mount("proc", root + "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
     links = {"/var/tmp": "/tmp", "/dev/shm": "/tmp", "/dev/fd": "/proc/self/fd"}
     links |= {"/dev/stdin": "/dev/fd/0", "/dev/stdout": "/dev/fd/1", "/dev/stderr": "/dev/fd/2"}
@@ -180,6 +191,24 @@ def drop_user(config):
     os.setgroups([])
     os.setresgid(config["user"], config["user"], config["user"])
     os.setresuid(config["user"], config["user"], config["user"])
+
+
+def name_account(config):
+    """The account of the program's user, for its own Python, where the files of its root do not name it."""
+    uid, gid, folder = os.geteuid(), os.getegid(), config["scratch"]
+    with contextlib.suppress(KeyError):
+        if pwd.getpwuid(uid).pw_name == grp.getgrgid(gid).gr_name == ACCOUNT:
+            return
+    user = pwd.struct_passwd((ACCOUNT, "x", uid, gid, "", folder, "/bin/sh"))
+    group = grp.struct_group((ACCOUNT, "x", gid, []))
+    for module, name, entry in (
+        (pwd, "getpwuid", user),
+        (pwd, "getpwnam", user),
+        (grp, "getgrgid", group),
+        (grp, "getgrnam", group),
+    ):
+        find = getattr(module, name)
+        setattr(module, name, lambda key, find=find, own=entry: own if key in (own[0], own[2]) else find(key))
 
 
 def drop_privileges(config):
@@ -282,6 +311,7 @@ def keep_off_the_worker(config):
 PROGRAM_LAYERS = {  # in the order in which a program's process applies them
     "limits": set_limits,
     "user": drop_user,
+    "account": name_account,
     "privileges": drop_privileges,
     "landlock": restrict_files,
     "same user": keep_off_the_worker,
@@ -315,6 +345,7 @@ def environment():
     fixed |= {"LANG": "C.UTF-8", "LC_ALL": "C.UTF-8", "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"}
     fixed |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     fixed |= {"MALLOC_ARENA_MAX": "2", "TMPDIR": tempfile.gettempdir()}
+    fixed |= {"USER": ACCOUNT, "LOGNAME": ACCOUNT}
     if "LD_LIBRARY_PATH" in os.environ:  # without it, a Python of a module system or conda may not start
         fixed["LD_LIBRARY_PATH"] = os.environ["LD_LIBRARY_PATH"]
     return fixed
@@ -360,7 +391,8 @@ def contain_worker(settings):
     config = settings | {"cores": len(os.sched_getaffinity(0)), "user": spare_user()}
     config["counts_processes"], config["process_1"] = False, "namespaces" not in missing
     if config["process_1"]:
-        own_user_namespace = enter_namespaces(folders)
+        ids = (os.geteuid(), os.getegid()) if os.geteuid() else 2 * (config["user"],)
+        own_user_namespace = enter_namespaces(folders, ids)
         config["scratch"] = "/tmp"
     else:
         prctl(PR_SET_CHILD_SUBREAPER, 1)

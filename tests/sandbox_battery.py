@@ -540,7 +540,7 @@ assert not os.path.expanduser('~').startswith('@FOLDER@')""",
     "links to a secret": "refused(os.link, '@SECRET@', 'x')\nos.symlink('@SECRET@', 'y')\nrefused(open, 'y')",
     "reads the environment": """
 assert 'SECRET_IN_ENVIRONMENT' not in os.environ, os.environ
-allowed = {'PATH', 'LANG', 'LC_ALL', 'LC_CTYPE', 'HOME', 'TMPDIR', 'MALLOC_ARENA_MAX', 'LD_LIBRARY_PATH'}
+allowed = {'PATH', 'LANG', 'LC_ALL', 'LC_CTYPE', 'HOME', 'TMPDIR', 'USER', 'LOGNAME', 'MALLOC_ARENA_MAX', 'LD_LIBRARY_PATH'}
 allowed |= {k for k in os.environ if k.startswith('PYTHON') or k.endswith('_THREADS')}
 assert set(os.environ) <= allowed, os.environ""",
     "reads other environments": """
@@ -1076,6 +1076,14 @@ resource.prlimit(os.getpid(), resource.RLIMIT_CORE)""",
 import os
 assert str(os.getpid()) in open('/proc/self/status').read()
 assert os.listdir('/proc/self/fd') and os.cpu_count() >= 1""",
+    "its account": """
+import getpass, grp, os, pathlib, pwd
+user = pwd.getpwuid(os.getuid())
+assert getpass.getuser() == user.pw_name == os.environ['LOGNAME'] == 'sandbox'
+assert pwd.getpwnam('sandbox') == user and user.pw_dir == os.path.expanduser('~')
+assert grp.getgrgid(os.getgid()).gr_name == 'sandbox'
+pathlib.Path('f').touch()
+assert pathlib.Path('f').owner() == pathlib.Path('f').group() == 'sandbox'""",
     "time zones and locale": """
 import datetime, locale, zoneinfo
 assert datetime.datetime(2024, 7, 1, tzinfo=zoneinfo.ZoneInfo('Europe/Paris')).utcoffset().seconds == 7200

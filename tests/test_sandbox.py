@@ -138,6 +138,17 @@ def test_a_failure_that_is_only_reported_is_a_failure(box, tests):
     assert [box.run(code + tests).outcome for code in programs] == ["passed", "failed", "failed"]
 
 
+@pytest.mark.parametrize("without", [[], ["namespaces"], ["namespaces", "user"]])
+def test_a_program_has_an_account_in_every_mode(without):
+    try:
+        with Sandbox(workers=1, without=without) as box:
+            assert box.run(sandbox_battery.LEGITIMATE["its account"]).outcome == "passed"
+            in_a_child = "import subprocess\nassert subprocess.getoutput('id -un') == 'sandbox'"
+            assert without or box.run(in_a_child).outcome == "passed"
+    except SandboxError as problem:
+        pytest.skip(str(problem))
+
+
 def test_says_what_is_not_active():
     with Sandbox(workers=1, without=["namespaces", "user", "landlock", "seccomp"]) as box:
         inactive = {name for name, line in box.protection.items() if line.startswith("NOT ACTIVE")}
