@@ -25,13 +25,20 @@ def open_sandbox(timeout: float, memory_mb: int) -> Sandbox:
     return sandbox
 
 
+def text_of(content: str | list | None) -> str:
+    """The text of a chat message, whose content may be a list of parts."""
+    if isinstance(content, list):
+        return "".join(part if isinstance(part, str) else part.get("text") or "" for part in content)
+    return content or ""
+
+
 def passes_tests(completions, tests, timeout, memory_mb, **_) -> list[float | None]:
     """A reward for each completion, a text or chat messages; None where the sandbox has no verdict.
 
     The other columns are those of `export --format rl`. A program may take `timeout` seconds of the
     processor.
     """
-    texts = [text if isinstance(text, str) else text[-1]["content"] or "" for text in completions]
+    texts = [text if isinstance(text, str) else text_of(text[-1]["content"]) for text in completions]
     rewards = dict.fromkeys(range(len(texts)), 0.0)
     for limits in set(zip(timeout, memory_mb)):
         programs = (

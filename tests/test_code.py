@@ -87,6 +87,13 @@ def test_a_right_completion_is_rewarded_whatever_its_fence_says():
     assert passes_tests(completions=list(BLOCKS.values()), **columns) == [1.0] * number
 
 
+def test_the_content_of_a_chat_message_may_be_a_list_of_parts():
+    parts = [{"type": "text", "text": "So:\n"}, {"type": "image"}, {"type": "text", "text": BLOCKS["py"]}]
+    completions = [[{"role": "assistant", "content": content}] for content in (parts, [], None)]
+    columns = {"tests": ["assert f(1) == 2"] * 3, "timeout": [10] * 3, "memory_mb": [512] * 3}
+    assert passes_tests(completions=completions, **columns) == [1.0, 0.0, 0.0]
+
+
 def test_what_is_no_block_of_python_is_none():
     for language in ("pycon", "python-repl", "pytb", "text"):
         assert python_code(f"{TICKS}{language}\n>>> 1 + 1\n{TICKS}") == ""
