@@ -343,16 +343,17 @@ def naming(path):
 
 
 def read_programs(path):
-    """((line number, id), code) of each line."""
+    """((number of the program, id), code) of each line that is not blank."""
     with naming(path), open(path, "rb") as file:
-        for number, line in enumerate(file, 1):
+        lines = ((place, line) for place, line in enumerate(file, 1) if line.strip())
+        for number, (place, line) in enumerate(lines, 1):
             try:
                 row = json.loads(line)
                 key, code = (number, row["id"]), row["code"]
                 if not isinstance(code, str):
                     raise TypeError
-            except (ValueError, KeyError, TypeError):
-                raise SandboxError(f'{path}, line {number}: not {{"id", "code"}}, code a text') from None
+            except (ValueError, KeyError, TypeError, RecursionError):
+                raise SandboxError(f'{path}, line {place}: not {{"id", "code"}}, code a text') from None
             yield key, code
 
 
@@ -362,7 +363,7 @@ def run_file(path, out, box):
 
     counts, waiting, next_line = dict.fromkeys(OUTCOMES, 0), {}, 1
     with naming(path), open(path, "rb") as file:
-        total = sum(1 for _ in file)
+        total = sum(1 for line in file if line.strip())
     shape = {"total": total, "unit": " programs", "smoothing": 0}
     with naming(out), open(out, "w", buffering=1) as results, tqdm(**shape) as bar:
         for (number, identity), result in box.map(read_programs(path)):

@@ -76,7 +76,7 @@ def read_objects(path: Path, *keys: str) -> Iterator[tuple[str, dict]]:
             try:
                 row = json.loads(line)
                 valid = all(isinstance(row[key], str) for key in keys)
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 valid = False
             if not valid:
                 raise BadInput(f"{path}:{number}: not a JSON object with texts {', '.join(keys)}")

@@ -304,7 +304,20 @@ def test_check():
     assert run.returncode == 0 and everything in run.stdout, run.stdout + run.stderr
 
 
-@pytest.mark.parametrize("line", ["not json", '{"id": 1}', "[1]", '{"id": 1, "code": 2}', "\udcff"])
+def test_blank_lines_are_skipped(tmp_path):
+    path, out = (
+        write_programs(tmp_path / "programs.jsonl", ["pass", "assert False"]),
+        tmp_path / "results.jsonl",
+    )
+    path.write_text("\n" + path.read_text().replace("\n", "\n \n"))
+    assert command_line(path, "--out", out).returncode == 0
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [(row["id"], row["outcome"]) for row in rows] == [("p0", "passed"), ("p1", "failed")]
+
+
+@pytest.mark.parametrize(
+    "line", ["[" * 100_000, "not json", '{"id": 1}', "[1]", '{"id": 1, "code": 2}', "\udcff"]
+)
 def test_bad_line_is_named_and_finished_results_stay(tmp_path, line):
     path, out = write_programs(tmp_path / "programs.jsonl", ["pass"] * 5), tmp_path / "results.jsonl"
     path.write_bytes(path.read_bytes() + os.fsencode(line) + b"\n")
