@@ -60,7 +60,7 @@ def read_repository(path: Path, seed: int) -> Iterator[dict]:
             trees = store[parents[0]].tree if parents else None, commit.tree
             changes = list(tree_changes(store, *trees)) if len(parents) < 2 else []
             are_files = all(change.new and stat.S_ISREG(change.new.mode) for change in changes)
-            encoding = (commit.encoding or b"utf-8").decode()
+            encoding = text(commit.encoding or b"utf-8")
             subject = re.split(r"\n\s*\n", text(commit.message or b"", encoding).strip())[0]
             yield {
                 "where": name.decode(),
@@ -81,7 +81,10 @@ def texts_of(store, changes: list) -> list[str]:
 
 
 def text(read: bytes, encoding: str = "utf-8") -> str:
-    return read.decode(encoding, errors="replace")
+    try:
+        return read.decode(encoding, errors="replace")
+    except (LookupError, ValueError):  # no encoding that Python has
+        return read.decode(errors="replace")
 
 
 def clean(message: str) -> str:

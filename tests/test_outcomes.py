@@ -8,7 +8,7 @@ import pytest
 from huggingface_hub import ModelCard
 from test_selfcodealign import fenced, plant, words
 
-from experiments import baselines
+from experiments import baselines, commits
 from extras.export import export
 from extras.reward import passes_tests
 from parts.code import program, python_code, runnable_code
@@ -217,6 +217,10 @@ def test_each_planted_bad_commit_is_rejected_with_its_reason(model, tmp_path):
     assert all(example[key] == changed[key] for key in ("instruction", "response"))
     with pytest.raises(BadInput, match="No git repository was found"):
         baselines.start("octopack", tmp_path / "none", given | {"source": str(tmp_path)}, {}, None, None)
+
+
+def test_a_commit_in_an_encoding_that_nobody_has_keeps_its_text():
+    assert [commits.text(b"caf\xc3\xa9", name) for name in ("utf-8", "x-unknown", "utf-8\0")] == ["café"] * 3
 
 
 def test_given_tasks_are_taken_as_they_are_and_those_of_a_benchmark_left_out_in_the_end(
