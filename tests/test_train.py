@@ -572,7 +572,7 @@ def test_a_model_that_is_cut_short_is_refused(tiny, data, tmp_path, command):
 
 def test_after_a_full_disk_the_same_command_goes_on(tiny, data, tmp_path, command):
     words = options(tiny, data, tmp_path / "model", "--epochs", 1, "--precision", "mixed")
-    limited = {"log.jsonl": 850, "checkpoint-5": 5_000_000}  # bytes of the largest file that can be written
+    limited = {"model": 850, "checkpoint-5": 5_000_000}  # bytes of the largest file that can be written
     for name, limit in limited.items():
         stopped = command("train.py", *words, prefix=["prlimit", f"--fsize={limit}"])
         refused(stopped, "cannot write", tmp_path / "model.unfinished" / name, "File too large")
@@ -648,6 +648,7 @@ def test_a_gpu_that_torch_cannot_use_is_no_training_on_the_cpu(tmp_path, monkeyp
         train.start_processes()
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
     assert train.start_processes().type == "cpu"
+    dist.destroy_process_group()
 
 
 def test_the_published_count_of_operations_is_that_of_torch(network, encoded):
