@@ -51,7 +51,7 @@ import torch.distributed.checkpoint as dcp
 import torch.nn.functional as F
 from torch.distributed.checkpoint import state_dict as state_dicts
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
@@ -511,6 +511,9 @@ def check_loss(learner: Learner, examples: list[Example], device):
         raise BadInput("train.py cannot train this model: its logits are more than a product with one matrix")
     if not torch.isclose(loss, learner(changed), rtol=1e-4):
         raise BadInput("packed examples see each other in this model: take --attention sdpa or eager")
+    for module in learner.modules():  # whole weights left by the forward pass would hide those of a checkpoint
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 # ----------------------------------------------------------------------------------------------- checkpoints
