@@ -1,11 +1,12 @@
 """Export a run's data: a folder that `datasets.load_dataset` reads as it is, and its card.
 
     python selfcodealign.py export --out runs/first --format parquet       train.parquet: all of sft.jsonl
-    python selfcodealign.py export --out runs/first --format messages      train.jsonl: {"id", "messages"}
-    python selfcodealign.py export --out runs/first --format preference    pairs, for TRL's DPOTrainer
+    python selfcodealign.py export --out runs/first --format messages      train.jsonl: chats, to fine-tune on
+    python selfcodealign.py export --out runs/first --format preference    pairs, for preference tuning
     python selfcodealign.py export --out runs/first --format rl            tasks and tests, for GRPOTrainer
 
-See extras/outcomes.py for the last two, and extras/reward.py for the reward of the last.
+See extras/outcomes.py for the last two, and extras/reward.py for the reward of the last. TRL and
+LLaMA-Factory read messages and preference as they are, and learn the responses only: the card says how.
 
 The folder, `--to DIR` or export-FORMAT in the run folder, appears when it is whole. Seeds keep the licence of
 the code they come from, which a run does not know: the card says `unknown` unless `--license` gives one.
@@ -26,6 +27,16 @@ from parts.rows import BadInput, read_rows, whole
 from selfcodealign import funnel
 
 FORMATS = ("parquet", "messages", "preference", "rl")
+# LLaMA-Factory's dataset_info.json: where its form of the rows stands. Its `openai` adds a system prompt.
+TURNS = {
+    "formatting": "sharegpt",
+    "tags": {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"},
+}
+PAIRS = {"messages": "prompt", "chosen": "chosen_turn", "rejected": "rejected_turn"}
+LLAMA_FACTORY = {
+    "messages": TURNS | {"columns": {"messages": "messages"}},
+    "preference": TURNS | {"columns": PAIRS, "ranking": True},
+}
 
 
 def export(
@@ -65,6 +76,9 @@ def export(
             folder = Path(scratch, "data")
             folder.mkdir()
             write(rows, folder / file)
+            if format in LLAMA_FACTORY:
+                entry = LLAMA_FACTORY[format] | {"file_name": file}
+                (folder / "dataset_info.json").write_text(json.dumps({"selfcodealign": entry}, indent=2))
             description.save(folder / "README.md")
             os.replace(folder, out)
     except OSError as error:
@@ -95,8 +109,15 @@ def write_lines(rows: list[dict], path: Path):
 
 
 def messages(example: dict) -> dict:
-    turns = outcomes.says("user", example["instruction"]) + outcomes.says("assistant", example["response"])
-    return {"id": example["id"], "messages": turns}
+    """The chat whole, for LLaMA-Factory, and in two parts: TRL would learn all of a whole one."""
+    prompt = outcomes.says("user", example["instruction"])
+    completion = outcomes.says("assistant", example["response"])
+    return {
+        "id": example["id"],
+        "messages": prompt + completion,
+        "prompt": prompt,
+        "completion": completion,
+    }
 
 
 # --------------------------------------------------------------------------------------------------- the card

@@ -100,11 +100,15 @@ def preference_pairs(folder: Path, pairs: int) -> tuple[list[dict], dict[str, in
 
 
 def pair_of(example: dict, rejected: dict) -> dict:
+    """TRL takes lists of one message each, LLaMA-Factory the messages."""
+    right, wrong = (says("assistant", row["response"]) for row in (example, rejected))
     return {
         "id": row_id("preference", example["id"], rejected["id"]),
         "prompt": says("user", example["instruction"]),
-        "chosen": says("assistant", example["response"]),
-        "rejected": says("assistant", rejected["response"]),
+        "chosen": right,
+        "rejected": wrong,
+        "chosen_turn": right[0],
+        "rejected_turn": wrong[0],
         "rejected_by": rejected["outcome"],
         "instruction_id": example["instruction_id"],
         "response_id": example["response_id"],
@@ -138,7 +142,8 @@ def reward_tasks(folder: Path, low: float, high: float) -> tuple[list[dict], dic
                 best, share = found
                 example, task, rate = wanted[name]
                 rows.append(task_of(example, task, samples_of[name][best][1], rate, share, config))
-    rows.sort(key=lambda row: (-(row["agreement"] or 0), row["id"]))
+    # Those without a number come last, so that the column's type shows in the first row.
+    rows.sort(key=lambda row: (row["agreement"] is None, -(row["agreement"] or 0), row["id"]))
     counts = {"examples": examples, "tasks": len(rows), "outside the pass rate": examples - len(wanted)}
     return rows, counts | {"whose samples pass no longer": len(wanted) - len(rows)}
 

@@ -1,11 +1,15 @@
 """What leaves a run folder is read by `datasets` as it is, and carries a card that the hub understands."""
 
 import json
+import os
+import subprocess
 
 import datasets
 import pytest
+from conftest import ROOT
 from huggingface_hub import DatasetCard
 
+from extras import outcomes
 from extras.export import export
 from parts.rows import BadInput
 
@@ -88,17 +92,40 @@ def test_messages_are_what_chat_trainers_take(run_folder, tmp_path, command):
         "apache-2.0",
     )
     assert made.returncode == 0 and made.stdout.startswith("2500 examples"), made.stderr
-    assert load(tmp_path / "deep" / "out", tmp_path) == [
-        {
-            "id": row["id"],
-            "messages": [
-                {"role": "user", "content": row["instruction"]},
-                {"role": "assistant", "content": row["response"]},
-            ],
-        }
-        for row in EXAMPLES
-    ]
+    for row, example in zip(load(tmp_path / "deep" / "out", tmp_path), EXAMPLES, strict=True):
+        prompt = [{"role": "user", "content": example["instruction"]}]
+        completion = [{"role": "assistant", "content": example["response"]}]
+        # TRL learns the response only of the two parts, and all of `messages`
+        assert row["prompt"] == prompt and row["completion"] == completion
+        assert row["messages"] == prompt + completion and row["id"] == example["id"]
     assert DatasetCard.load(tmp_path / "deep" / "out" / "README.md").data.license == "apache-2.0"
+
+
+@pytest.mark.parametrize("format", ["messages", "preference"])
+def test_llama_factory_finds_its_form_of_the_rows(run_folder, tmp_path, monkeypatch, format):
+    example = EXAMPLES[0] | {"instruction_id": "i", "response_id": "r"}
+    pair = outcomes.pair_of(example, {"id": "w", "response": "wrong", "outcome": "failed"})
+    monkeypatch.setattr(outcomes, "preference_pairs", lambda *_: ([pair], {"examples": 1}))
+    export(run_folder, tmp_path / "out", format)
+    entry = json.loads((tmp_path / "out" / "dataset_info.json").read_text())["selfcodealign"]
+    row = json.loads((tmp_path / "out" / entry["file_name"]).open().readline())
+    turns = row[entry["columns"]["messages"]]
+    if format == "preference":  # one message each, where TRL has lists
+        turns += [row[entry["columns"][name]] for name in ("chosen", "rejected")]
+        assert entry["ranking"] and row["rejected"] == [row["rejected_turn"]]
+    tags = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}
+    assert entry["formatting"] == "sharegpt" and entry["tags"] == tags
+    assert {turn["role"] for turn in turns} == {"user", "assistant"}
+    assert "LLaMA-Factory" in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.skipif(not os.environ.get("SLOW"), reason="installs TRL and LLaMA-Factory: set SLOW=1")
+def test_other_trainers_learn_the_tokens_that_train_py_learns(run_folder, tmp_path, model):
+    (run_folder / "sft.jsonl").write_text("".join(json.dumps(row) + "\n" for row in EXAMPLES[:20]))
+    export(run_folder, tmp_path / "out", "messages")
+    script = ROOT / "tests" / "works_with.sh"
+    done = subprocess.run([script, tmp_path / "out", model], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.count("20 examples") == 2, done.stdout + done.stderr
 
 
 def test_the_card_states_what_is_known_and_no_more(run_folder, tmp_path):
