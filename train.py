@@ -511,7 +511,7 @@ def check_loss(learner: Learner, examples: list[Example], device):
         raise BadInput("train.py cannot train this model: its logits are more than a product with one matrix")
     if not torch.isclose(loss, learner(changed), rtol=1e-4):
         raise BadInput("packed examples see each other in this model: take --attention sdpa or eager")
-    for module in learner.modules():  # whole weights left by the forward pass would hide those of a checkpoint
+    for module in learner.modules():  # whole weights would hide those of a checkpoint
         if isinstance(module, FSDPModule):
             module.reshard()
 
