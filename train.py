@@ -40,6 +40,7 @@ import shutil
 import sys
 import textwrap
 import time
+import warnings
 from pathlib import Path
 
 # Read by torch when it is imported: blocks of many sizes otherwise leave holes in a GPU's memory.
@@ -72,6 +73,7 @@ MAY_CHANGE = "out data pack_tokens attention recompute reshard compile checkpoin
 RANK, WORLD = int(os.environ.get("RANK") or 0), int(os.environ.get("WORLD_SIZE") or 1)
 Example = tuple[list[int], int]  # the token ids of prompt and response, and how many of them are the prompt
 say = print if RANK == 0 else lambda *_, **__: None
+warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # a single process's checkpoint
 logging.getLogger("torch._library.triton").setLevel(logging.ERROR)  # Triton is missing on every CPU
 
 
@@ -552,7 +554,7 @@ def save_checkpoint(unfinished: Path, step: int, tensors: dict):
     """All that the next step depends on. The folder gets its name when it is whole; then older ones go."""
     made, writing = unfinished / f"checkpoint-{step}", unfinished / "checkpoint.writing"
     with as_bad_input(f"write {made}"):
-        dcp.save(tensors, checkpoint_id=writing)
+        dcp.save(tensors, checkpoint_id=writing, no_dist=WORLD == 1)  # ranks' errors lose their cause
         if RANK == 0:
             os.replace(writing, made)
             for older in set(unfinished.glob("checkpoint-*")) - {made}:
@@ -574,7 +576,7 @@ def resume(unfinished: Path, settings: dict, tensors: dict) -> int:
     checkpoint = unfinished / f"checkpoint-{step}"
     if step:
         with as_bad_input(f"read {checkpoint}"):
-            dcp.load(tensors, checkpoint_id=checkpoint)
+            dcp.load(tensors, checkpoint_id=checkpoint, no_dist=WORLD == 1)
     if RANK == 0:
         with as_bad_input(f"write {unfinished}"):
             shutil.rmtree(unfinished / "checkpoint.writing", ignore_errors=True)
@@ -712,6 +714,12 @@ def progress(row: dict) -> str:
     return f"loss {row['loss']:.3f}, lr {row['lr']:.1e}, {speed}"
 
 
+def validate(step: int, learner, validation: list[Example], arguments, device, log: Path):
+    loss = mean_loss(learner, validation, arguments.pack_tokens, device, learn=False)
+    append_row(log, {"step": step, "validation_loss": loss})
+    say(f"\nstep {step}: validation loss {loss:.4f}")
+
+
 def train(arguments):
     pairs = read_pairs(arguments.data)
     options, tokenizer = read_model(arguments)
@@ -734,35 +742,29 @@ def train(arguments):
     steps, saved = arguments.epochs * per_epoch, time.monotonic()
     say(f"{steps} steps, precision {arguments.precision}, on {WORLD} x {device.type}")
 
-    def validate(step):
-        loss = mean_loss(learner, validation, arguments.pack_tokens, device, learn=False)
-        append_row(log, {"step": step, "validation_loss": loss})
-        say(f"\nstep {step}: validation loss {loss:.4f}")
-
     if validation and done == 0:
-        validate(0)
-    bar = tqdm(desc="train", total=steps, initial=done, unit="step", disable=RANK > 0)
+        validate(0, learner, validation, arguments, device, log)
     to_do = itertools.islice(enumerate(batches(examples, arguments), 1), done, None)
-    for step, (epoch, batch) in to_do:
-        started = time.monotonic()
-        loss = mean_loss(learner, batch, arguments.pack_tokens, device, learn=True)
-        if not math.isfinite(loss):
-            raise BadInput(f"the loss of step {step} is {loss}: --lr is too high, or the model is broken")
-        rate = learning_rate(step, steps, arguments.lr)
-        norm = adafactor_step(weights, moments, step, rate)
+    with tqdm(desc="train", total=steps, initial=done, unit="step", disable=RANK > 0) as bar:
+        for step, (epoch, batch) in to_do:
+            started = time.monotonic()
+            loss = mean_loss(learner, batch, arguments.pack_tokens, device, learn=True)
+            if not math.isfinite(loss):
+                raise BadInput(f"the loss of step {step} is {loss}: --lr is too high, or the model is broken")
+            rate = learning_rate(step, steps, arguments.lr)
+            norm = adafactor_step(weights, moments, step, rate)
 
-        row = {"step": step, "epoch": epoch, "loss": loss, "lr": rate, "gradient_norm": norm}
-        row |= {"tokens": sum(len(ids) for ids, _ in batch), "target_tokens": count_targets(batch)}
-        row |= speed_of(batch, time.monotonic() - started, step_flops(learner.model, batch), device)
-        append_row(log, row)
-        bar.set_postfix_str(progress(row), refresh=False)
-        bar.update()
-        if validation and step % per_epoch == 0:
-            validate(step)
-        if checkpoint_is_due(saved, arguments.checkpoint_every, device) or step == steps:
-            save_checkpoint(unfinished, step, tensors)
-            saved = time.monotonic()
-    bar.close()
+            row = {"step": step, "epoch": epoch, "loss": loss, "lr": rate, "gradient_norm": norm}
+            row |= {"tokens": sum(len(ids) for ids, _ in batch), "target_tokens": count_targets(batch)}
+            row |= speed_of(batch, time.monotonic() - started, step_flops(learner.model, batch), device)
+            append_row(log, row)
+            bar.set_postfix_str(progress(row), refresh=False)
+            bar.update()
+            if validation and step % per_epoch == 0:
+                validate(step, learner, validation, arguments, device, log)
+            if checkpoint_is_due(saved, arguments.checkpoint_every, device) or step == steps:
+                save_checkpoint(unfinished, step, tensors)
+                saved = time.monotonic()
     save_model(out, unfinished, settings, learner.model, tokenizer)
     say(f"trained model: {out}")
 
