@@ -31,9 +31,8 @@ def results(folder: Path) -> list[dict]:
 
 
 def sampling(folder: str) -> set[tuple]:
-    return {
-        tuple(map(result.get, ("samples", "temperature", "max_tokens"))) for result in results(Path(folder))
-    }
+    keys = "samples", "temperature", "max_tokens"
+    return {tuple(map(result.get, keys)) for result in results(Path(folder))}
 
 
 def shares(folder: Path, suite: str) -> dict[str, float]:

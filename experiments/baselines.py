@@ -38,21 +38,10 @@ from experiments import commits
 from extras import pilot, trace
 from parts.examples import Example
 from parts.folder import read_config
-from parts.rows import (
-    Appender,
-    BadInput,
-    KeptRows,
-    digest,
-    draw,
-    one_line,
-    read_objects,
-    read_rows,
-    row_id,
-    whole,
-)
+from parts.rows import Appender, BadInput, digest, draw, one_line, read_objects, read_rows, row_id, whole
 from parts.seeds import read_sources
 from sandbox import OUTCOMES, SandboxError
-from selfcodealign import METHOD, Filters, Run, Stage, few_shot, origin
+from selfcodealign import METHOD, Filters, KeptRows, Run, Stage, few_shot, origin
 
 TEXTS = Path(__file__).parent / "prompts"
 
@@ -167,7 +156,7 @@ def gather_commits(run: Run):
             if row["id"] not in on_disk:
                 on_disk.add(row["id"])
                 if not (reason := commits.reason_against(row)):
-                    row["code"], row["new_code"] = map(whole, texts())
+                    row["code"], row["new_code"] = map(whole, texts)
                     reason = commits.reason_against_code(row["code"], row["new_code"], count_tokens)
                 yield row | ({"reject": reason} if reason else {})
 
@@ -423,11 +412,9 @@ def work(arguments: argparse.Namespace) -> int:
             raise BadInput(f"{arguments.out} is not a run folder")
         if arguments.origin or arguments.match:
             raise BadInput(f"{arguments.name} takes neither --from nor --match, only --out")
-        baseline = config.get("baseline")
-        facts = {"baseline": baseline}
-        with closing(
-            method.open_run(arguments.out, given, engine_options, TABLES.get(baseline), facts)
-        ) as run:
+        table, facts = TABLES.get(config.get("baseline")), {"baseline": config.get("baseline")}
+        run = method.open_run(arguments.out, given, engine_options, table, facts)
+        with closing(run):
             print(f"{choose(run, arguments.name)} examples: {run.path(f'sft-{arguments.name}')}")
         return 0
     run = start(arguments.name, arguments.out, given, engine_options, arguments.origin, arguments.match)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import subprocess
 
 import pytest
@@ -217,6 +218,36 @@ def test_each_planted_bad_commit_is_rejected_with_its_reason(model, tmp_path):
     assert all(example[key] == changed[key] for key in ("instruction", "response"))
     with pytest.raises(BadInput, match="No git repository was found"):
         baselines.start("octopack", tmp_path / "none", given | {"source": str(tmp_path)}, {}, None, None)
+
+
+AUTHORS = {"no brackets": "A 0 +0000", "no zone": "A <a@b.c> 0", "no time": "A", "odd zone": "A <a> 5 --700"}
+
+
+@pytest.mark.parametrize("kind", AUTHORS)
+@pytest.mark.parametrize("role", ["author", "committer"])
+def test_a_commit_that_git_shows_is_read_and_one_that_cannot_be_is_one_reject(kind, role, tmp_path):
+    git = ["git", "-C", str(tmp_path)]
+    ask = lambda *command, given="": (
+        subprocess.run([*git, *command], input=given, text=True, capture_output=True, check=True).stdout
+    )
+    ask("init", "-q")
+    with pytest.raises(BadInput, match="without a commit"):
+        next(commits.read_commits(str(tmp_path)))
+    commit(tmp_path, "Add a mean of a list", {"mean.py": OLD})
+    commit(tmp_path, "Return zero for an empty list", {"mean.py": NEW})
+    good = ask("cat-file", "commit", "HEAD")
+    odd = re.sub(f"^{role} .*", f"{role} {AUTHORS[kind]}", good, flags=re.M).replace("Return", "Give")
+    lost = re.sub("^tree .*", f"tree {'1' * 40}", odd, flags=re.M)
+    for text in (odd, lost, good):
+        text = re.sub("^parent .*", f"parent {ask('rev-parse', 'HEAD').strip()}", text, flags=re.M)
+        name = ask("hash-object", "-t", "commit", "-w", "--stdin", "--literally", given=text)
+        ask("update-ref", "HEAD", name.strip())
+    found = list(commits.read_commits(str(tmp_path)))
+    messages = sorted(row["message"].split(" ")[0] for row in found if "reject" not in row)
+    # The last one's parent has lost its tree, so that nothing tells what it changed
+    assert messages == ["Add", "Give", "Return"] and len(found) == 5
+    assert {row.get("reject") for row in found} == {None, "unreadable_commit"}
+    assert next(row for row in found if row["message"].startswith("Give"))["author"] in ("A", "A Person")
 
 
 def test_a_commit_in_an_encoding_that_nobody_has_keeps_its_text():
