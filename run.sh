@@ -7,30 +7,38 @@
 #
 # Given again, it goes on where it was. A base model other than the embedded one gets the paper's settings throughout.
 # BASE=FOLDER ./run.sh keeps the result of the model before in FOLDER, so that several runs share it.
+# Relative paths are those of the folder that it is called from.
 set -euo pipefail
+caller=$PWD home=
 cd "$(dirname "$0")"
 source environment.sh
 benchmarks=$(python -m parts.benchmarks | tr '\n' ' ')
 benchmarks=${benchmarks% }
 
-model= out= parallel= launch=python
+model= out= given=${BASE-} parallel= launch=python
 for ((i = 1; i <= $#; i++)); do
     case ${!i} in
         --model) next=$((i + 1)); model=${!next-} ;;
         --model=*) model=${!i#*=} ;;
         --out) next=$((i + 1)); out=${!next-} ;;
         --out=*) out=${!i#*=} ;;
+        --source | --source=*) given=yes ;;
         --tensor-parallel) next=$((i + 1)); parallel="--tensor-parallel ${!next-}" ;;
         --tensor-parallel=*) parallel=${!i} ;;
     esac
 done
+if [ "$model$out$given" ] && ! [ "$caller" -ef . ]; then
+    home=$PWD/
+    cd "$caller"
+fi
 if [ -z "$model" ]; then
-    model=models/smollm2-135m
-    python extras/embedded.py $model
+    model=${home}models/smollm2-135m
+    python "${home}extras/embedded.py" "$model"
     # Tasks that 135M parameters can solve now and then; more few-shot examples, without which it rarely keeps to the form; no judge
     # (it gives every docstring the same answer); a rate at which few steps show, and its own chat template, which it knows. How they
     # were chosen: experiments/first.
-    generate="--model $model --limit 180 --samples 4 --temperature 0.4 --max-tokens 256 --shot-sets 4
+    set -- --model "$model" "$@"
+    generate="--limit 180 --samples 4 --temperature 0.4 --max-tokens 256 --shot-sets 4
         --judge 0 --categories function --difficulties easy --shots 4,4,5"
     train="--epochs 2 --batch-size 8 --lr 1e-4 --precision fp32 --recompute off --chat-template keep"
     evaluate="--max-tokens 256"
@@ -42,8 +50,8 @@ else
     if [ "$gpus" -gt 1 ]; then launch="torchrun --standalone --nproc-per-node $gpus"; fi
 fi
 if [ -z "$out" ]; then
-    out=runs/first
-    generate="$generate --out $out"
+    out=${home}runs/first
+    set -- --out "$out" "$@"
 fi
 
 if [ "$benchmarks" = humaneval ]; then # one task in three: three samples each, since one answer would say too little
@@ -51,15 +59,15 @@ if [ "$benchmarks" = humaneval ]; then # one task in three: three samples each, 
 fi
 echo "scored before and after: $benchmarks"
 
-python selfcodealign.py run $generate "$@"
+python "${home}selfcodealign.py" run $generate "$@"
 version=$(sha256sum "$out/sft.jsonl" | cut -c1-8) # more data makes another model, and its own score
 base=${BASE:-$out/eval-base} aligned=$out/model-$version
-$launch train.py --model "$model" --data "$out/sft.jsonl" --out "$aligned" $train
-python eval.py --model "$model" "$aligned" --prompt $base_prompt auto --benchmark ${benchmarks//+/} \
+$launch "${home}train.py" --model "$model" --data "$out/sft.jsonl" --out "$aligned" $train
+python "${home}eval.py" --model "$model" "$aligned" --prompt $base_prompt auto --benchmark ${benchmarks//+/} \
     --out "$base" "$out/eval-$version" $evaluate $parallel
 echo
-python selfcodealign.py report --out "$out"
+python "${home}selfcodealign.py" report --out "$out"
 echo
-python eval.py --compare "$base" "$out/eval-$version" --out "$out/comparison-$version"
-python selfcodealign.py report --out "$out/comparison-$version"
-python selfcodealign.py card --model "$aligned" --scores "$out/eval-$version"
+python "${home}eval.py" --compare "$base" "$out/eval-$version" --out "$out/comparison-$version"
+python "${home}selfcodealign.py" report --out "$out/comparison-$version"
+python "${home}selfcodealign.py" card --model "$aligned" --scores "$out/eval-$version"

@@ -214,6 +214,18 @@ def test_what_a_gpu_needs_is_asked_for_and_nothing_installed_for_the_cpu(
     assert not (tmp_path / ".venv").exists()
 
 
+@pytest.mark.parametrize("source", [["--source", "parts"], ["--source=parts"]])
+def test_run_sh_takes_relative_paths_from_the_folder_that_it_is_called_from(source, tmp_path, embedded):
+    """Both have a folder `parts`: that of the caller's is the empty one."""
+    (tmp_path / "mine").symlink_to(embedded)
+    (tmp_path / "parts").mkdir()
+    before = set(ROOT.glob("runs/*"))
+    options = ["--model", "mine", *source, "--out", "runs/of-the-caller"]
+    done = subprocess.run([ROOT / "run.sh", *options], cwd=tmp_path, capture_output=True, text=True)
+    refused(done, "parts")
+    assert set(ROOT.glob("runs/*")) == before and not (tmp_path / "runs").exists()
+
+
 def test_results_of_different_tasks_are_not_compared(command, tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
