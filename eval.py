@@ -47,8 +47,9 @@ from pathlib import Path
 from parts.benchmarks import VERSIONS, load_benchmark
 from parts.code import code_blocks, parses, program, python_code, runnable_code
 from parts.containment import PR_SET_PDEATHSIG, prctl
-from parts.engine import Request, check_model, start_engine, stream
+from parts.engine import check_model, start_engine, stream
 from parts.examples import load_examples
+from parts.request import Request, chat_ids, prompt_ids
 from parts.rows import (
     Appender,
     BadInput,
@@ -217,10 +218,19 @@ def write_prompt(benchmark: str, task: str, prompt: str, tokenizer) -> tuple[str
     function = task.strip() + "\n"
     if prompt == "completion":
         return function, EOS + extra_eos_for_direct_completion(benchmark)
-    if prompt == "evalplus":
-        return make_raw_chat_prompt(function, *EVALPLUS_PREFIXES, tokenizer), EOS + ["\n```\n"]
     message = {"role": "user", "content": task if benchmark == "self" else PAPER_PROMPT.format(function)}
-    return tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True), []
+    try:
+        if prompt == "evalplus":
+            text, stop = make_raw_chat_prompt(function, *EVALPLUS_PREFIXES, tokenizer), EOS + ["\n```\n"]
+        else:
+            text = tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
+            stop = []
+        if task.strip() not in text:
+            raise ValueError("it leaves out a message whose content is a text")
+    except Exception as error:  # jinja2's, and whatever a template's own code raises
+        problem = f"cannot use the model's chat template ({error}): take --prompt completion"
+        raise BadInput(" ".join(problem.split())) from None
+    return text, stop
 
 
 def generate(model: str, jobs: list[Job], engine_options: dict):
@@ -249,9 +259,12 @@ def make_requests(job: Job, model: str, engine) -> Iterator[Request]:
     settings, tokenizer = job.settings, engine.tokenizer
     prompt = choose_prompt(settings["prompt"], job.benchmark, tokenizer, model)
     for answer_id, task_id, index in job.missing_answers():
-        text, stop = write_prompt(job.benchmark, job.tasks[task_id]["prompt"], prompt, tokenizer)
-        # A chat template writes the special tokens itself.
-        ids = tokenizer(text, add_special_tokens=prompt == "completion").input_ids
+        task = job.tasks[task_id]["prompt"]
+        text, stop = write_prompt(job.benchmark, task, prompt, tokenizer)
+        if prompt == "completion":
+            ids = prompt_ids(tokenizer, text)
+        else:
+            ids = chat_ids(tokenizer, text, task.strip())
         if len(ids) >= engine.context:
             raise BadInput(f"the prompt of {task_id} does not fit the context of {model}")
         room = min(settings["max_tokens"], engine.context - len(ids))

@@ -48,10 +48,11 @@ from parts import behaviour, code, mutants, seeds
 from parts.code import program, python_code, runnable_code
 from parts.contamination import Decontaminator
 from parts.duplicates import NearDuplicates
-from parts.engine import Request, check_model, start_engine, stream
+from parts.engine import check_model, start_engine, stream
 from parts.examples import CATEGORIES, DIFFICULTIES, Example, load_examples
 from parts.filters import Filters, contaminated
 from parts.folder import Folder, merge_settings, positive, read_run, share
+from parts.request import Request, prompt_ids
 from parts.rows import Appender, BadInput, KeptRows, digest, draw, progress, read_rows, replacing, row_id
 from sandbox import Sandbox, SandboxError, check_limits
 
@@ -340,7 +341,7 @@ def build_requests(
     for shot_set, parent, numbers in waiting:
         shots, fields = draw_shots(run, name, shot_set), stage.draw_fields(parent, settings)
         prompt = prompt_of(stage, shots, fields, parent, settings)
-        token_ids = run.engine.tokenizer(prompt).input_ids
+        token_ids = prompt_ids(run.engine.tokenizer, prompt)
         for n in numbers:
             row = {"id": row_id(name, parent["id"], n)} | origin(parent, stage.parent_id)
             row |= {"sample": n, **fields, "examples": [example.name for example in shots]}
@@ -428,7 +429,7 @@ def judge(run: Run, candidates: Iterator[dict]) -> Iterator[dict]:
         for row in batch:
             if "reject" not in row and threshold:
                 prompt = prompt_of(run.stages["seeds"], [], {}, row, run.settings)
-                prompt = run.engine.tokenizer(prompt).input_ids
+                prompt = prompt_ids(run.engine.tokenizer, prompt)
                 if len(prompt) < run.engine.context:
                     requests.append(Request(row["id"], prompt, 1, None, [], row, logprobs=20))
                 else:
