@@ -634,7 +634,7 @@ def test_a_stage_that_asks_about_a_response_sees_it_and_needs_no_docstring(model
     stage = Stage("responses", "response_id", tmp_path / "tests", ask, answer)
     run = open_run(tmp_path / "run", {"model": model}, {}, METHOD | {"tests": stage})
     plant(run, {words(0): [("one", "", "passed"), ("two", "", "passed")]})
-    run.engine = argparse.Namespace(tokenizer=lambda text: argparse.Namespace(input_ids=[1]), context=4096)
+    run.engine = argparse.Namespace(tokenizer=transformers.AutoTokenizer.from_pretrained(model), context=4096)
     finished = lambda engine, requests: [(request, Completion("assert", True, 1)) for request in requests]
     monkeypatch.setattr(selfcodealign, "stream", finished)
     selfcodealign.generate(run, "tests")
