@@ -427,7 +427,7 @@ def read_scored(folder: Path) -> dict:
     own, results, passing, samples = folder / "result.json", {}, {}, {}
     for file in [own] if own.is_file() else sorted(folder.glob("*/result.json")):
         try:
-            result = json.loads(file.read_text())
+            result = json.loads(file.read_text(encoding="utf-8"))
             benchmark, tasks = result["benchmark"], result["tasks"]
             for kind in next(iter(tasks.values())):
                 suite = SUITES[benchmark, kind]
@@ -687,6 +687,7 @@ def run(given: argparse.Namespace):
 
 
 def main() -> int:
+    sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may lack letters that a text has
     given = parse_arguments()
     try:
         run(given)

@@ -365,7 +365,7 @@ def run_file(path, out, box):
     with naming(path), open(path, "rb") as file:
         total = sum(1 for line in file if line.strip())
     shape = {"total": total, "unit": " programs", "smoothing": 0}
-    with naming(out), open(out, "w", buffering=1) as results, tqdm(**shape) as bar:
+    with naming(out), open(out, "w", buffering=1, encoding="utf-8") as results, tqdm(**shape) as bar:
         for (number, identity), result in box.map(read_programs(path)):
             waiting[number] = {"id": identity, **dataclasses.asdict(result)}
             while next_line in waiting:

@@ -265,7 +265,7 @@ def prompt_of(stage: Stage, shots: list[Example], fields: dict, parent: dict, se
 
 
 def text_of(stage: Stage) -> str:
-    return (PROMPTS / f"{stage.text}.md").read_text()
+    return (PROMPTS / f"{stage.text}.md").read_text(encoding="utf-8")
 
 
 # ------------------------------------------------------------------------------------------------- generation
@@ -916,6 +916,7 @@ def parse_arguments() -> Namespace:
 
 
 def main() -> int | None:
+    sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may lack letters that a text has
     extra = lambda name: importlib.import_module(f"extras.{name}")
     try:
         if sys.argv[1:2] and sys.argv[1] in EXTRAS:

@@ -431,7 +431,7 @@ def read_model(arguments) -> tuple[dict, object]:
     if len(tokenizer) > config.get_text_config().vocab_size:
         raise BadInput(f"the tokenizer of {name} has {len(tokenizer)} tokens, its model fewer")
     if arguments.chat_template == "new":
-        tokenizer.chat_template = CHAT_TEMPLATE.read_text()
+        tokenizer.chat_template = CHAT_TEMPLATE.read_text(encoding="utf-8")
     with as_bad_input(f"use the chat template of {name} (or take --chat-template new)"):
         if "Add." not in tokenizer.apply_chat_template([{"role": "user", "content": "Add."}], tokenize=False):
             raise ValueError("it leaves out a message whose content is a text")
@@ -523,7 +523,7 @@ def check_out_folder(folder: Path, settings: dict):
     """Refuse a folder that train.py did not make, or made with other settings. Raises BadInput."""
     if not (folder / "train.json").exists():
         raise BadInput(f"{folder} exists and was not made by train.py: take another --out")
-    made = json.loads((folder / "train.json").read_text())
+    made = json.loads((folder / "train.json").read_text(encoding="utf-8"))
     compared = settings.keys() - MAY_CHANGE
     if changed := sorted(key for key in compared if made.get(key) != settings[key]):
         raise BadInput(f"{folder} was made with another {', '.join(changed)}: take another --out")
@@ -539,7 +539,7 @@ def is_trained(out: Path, unfinished: Path, settings: dict) -> bool:
 
 def append_row(log: Path, row: dict):
     if RANK == 0:
-        with as_bad_input(f"write {log}"), log.open("a") as file:
+        with as_bad_input(f"write {log}"), log.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
 
@@ -581,9 +581,9 @@ def resume(unfinished: Path, settings: dict, tensors: dict) -> int:
         with as_bad_input(f"write {unfinished}"):
             shutil.rmtree(unfinished / "checkpoint.writing", ignore_errors=True)
             log, writing = unfinished / "log.jsonl", unfinished / "log.jsonl.writing"
-            rows = log.read_text().splitlines(keepends=True) if step else []
+            rows = log.read_text(encoding="utf-8").splitlines(keepends=True) if step else []
             done = [row for row in rows if row.endswith("\n") and json.loads(row)["step"] <= step]
-            writing.write_text("".join(done))
+            writing.write_text("".join(done), encoding="utf-8")
             os.replace(writing, log)
     return step
 
@@ -620,7 +620,7 @@ def add_older_forms(folder: Path):
     """Write into a checkpoint folder of transformers 5 what version 4 reads, and the libraries built on it:
     without it they take another rotary base, fp32, no chat template or no tokenizer, mostly in silence."""
     file = folder / "config.json"
-    config = json.loads(file.read_text())
+    config = json.loads(file.read_text(encoding="utf-8"))
     config["torch_dtype"] = config["dtype"]
     rope = config.get("rope_parameters") or {}
     if "rope_theta" in rope:  # not there where each kind of layer has its own: version 4 has no form for that
@@ -630,21 +630,21 @@ def add_older_forms(folder: Path):
     file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
     file, template = folder / "tokenizer_config.json", folder / "chat_template.jinja"
-    config = json.loads(file.read_text())
+    config = json.loads(file.read_text(encoding="utf-8"))
     if config.get("tokenizer_class") == "TokenizersBackend":
         config["tokenizer_class"] = "PreTrainedTokenizerFast"
     if isinstance(config.get("extra_special_tokens"), list):
         config["additional_special_tokens"] = config.pop("extra_special_tokens")
     if template.is_file():
-        config["chat_template"] = template.read_text()
-    file.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+        config["chat_template"] = template.read_text(encoding="utf-8")
+    file.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def plot(log: Path, image: Path):
     """The loss of the steps, and of the validation, from the log."""
     from matplotlib.figure import Figure
 
-    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     axes = (figure := Figure(figsize=(8, 4.5))).subplots()
     for name, style in (("loss", "-"), ("validation_loss", "o--")):
         if points := [(row["step"], row[name]) for row in rows if name in row]:
@@ -771,6 +771,7 @@ def train(arguments):
 
 
 def main() -> int:
+    sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may lack letters that a text has
     try:
         train(parse_arguments())
     except (BadInput, OSError) as error:

@@ -27,7 +27,7 @@ def results(folder: Path) -> list[dict]:
     """What eval.py wrote to a folder, by benchmark."""
     own = folder / "result.json"
     files = [own] if own.is_file() else sorted(folder.glob("*/result.json"))
-    return [json.loads(file.read_text()) for file in files]
+    return [json.loads(file.read_text(encoding="utf-8")) for file in files]
 
 
 def sampling(folder: str) -> set[tuple]:
@@ -111,7 +111,7 @@ def write_tasks(plan: dict, file: Path):
     """Of every model of the plan the share of passing samples, task by task."""
     folders = dict.fromkeys(folder for row in plan["comparisons"] for folder in (*row["a"], *row["b"]))
     found, tasks = matrix(list(folders), plan["suite"])
-    with file.open("w", newline="") as opened:
+    with file.open("w", newline="", encoding="utf-8") as opened:
         table = csv.writer(opened)
         table.writerow(["task", *(Path(folder).name for folder in folders)])
         table.writerows([task, *(f"{share:.3g}" for share in shares)] for task, shares in zip(tasks, found.T))
@@ -203,7 +203,7 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         if arguments.command == "compare":
-            compare(json.loads(arguments.plan.read_text()), arguments.out)
+            compare(json.loads(arguments.plan.read_text(encoding="utf-8")), arguments.out)
         else:
             power(arguments.folders, arguments.suite, arguments.trials)
     except (OSError, ValueError, KeyError) as error:

@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 from parts.try_tasks import solves
 
-TRY_TASKS = Path(__file__).with_name("try_tasks.py").read_text()
+TRY_TASKS = Path(__file__).with_name("try_tasks.py").read_text(encoding="utf-8")
 # A function solves a task if it is right on INPUTS of its inputs, or on all if there are fewer. Tasks whose
 # outputs on them are too alike are not tried: n outputs of entropy H carry n * H bits, and a guess by their
 # frequencies is right once in 2 ** (n * H).

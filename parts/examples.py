@@ -33,7 +33,7 @@ def load_examples(folder: Path) -> list[Example]:
 def parse_example(path: Path) -> Example:
     """Read one example; BadInput names file and line of a malformed one."""
     sections, started, fenced, name = {}, {}, False, None
-    lines = path.read_text().splitlines()
+    lines = path.read_text(encoding="utf-8").splitlines()
     for number, line in enumerate(lines, 1):
         if line.startswith("```"):
             fenced = not fenced

@@ -192,14 +192,14 @@ def write_atomically(path: Path, text: str):
     """Write the whole file or leave the old one: a kill between the two never leaves half a file."""
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")  # two processes may write a report
     with writing(path):
-        unfinished.write_text(text)
+        unfinished.write_text(text, encoding="utf-8")
         os.replace(unfinished, path)
 
 
 def read_object(path: Path) -> dict:
     """The JSON object of a file, {} where there is no file. Raises BadInput."""
     try:
-        found = json.loads(path.read_text()) if path.exists() else {}
+        found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     except ValueError as error:
         raise BadInput(f"{path}: {error}") from None
     if not isinstance(found, dict):
@@ -213,6 +213,6 @@ def replacing(path: Path) -> Iterator[Callable[[dict], None]]:
     only then."""
     unfinished = path.with_name(path.name + ".unfinished")
     with writing(path):
-        with unfinished.open("w") as file:
+        with unfinished.open("w", encoding="utf-8") as file:
             yield lambda row: file.write(json.dumps(row) + "\n")
         os.replace(unfinished, path)

@@ -396,10 +396,10 @@ def run_pyrefly(codes: list[str]) -> subprocess.CompletedProcess | None:
     with tempfile.TemporaryDirectory() as folder:
         for number, code in enumerate(codes):
             Path(folder, f"seed_{number}.py").write_text(code + "\n", encoding="utf-8")
-        Path(folder, "pyrefly.toml").write_text(PYREFLY)
+        Path(folder, "pyrefly.toml").write_text(PYREFLY, encoding="utf-8")
         try:
             return subprocess.run(
-                command, cwd=folder, capture_output=True, text=True, timeout=TYPE_CHECK_SECONDS
+                command, cwd=folder, capture_output=True, encoding="utf-8", timeout=TYPE_CHECK_SECONDS
             )
         except subprocess.TimeoutExpired:
             return None

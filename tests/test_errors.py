@@ -232,3 +232,24 @@ def test_results_of_different_tasks_are_not_compared(command, tmp_path):
         tasks = {f"{name}/0": {"base": True, "plus": True}}
         (tmp_path / name / "result.json").write_text(json.dumps({"benchmark": "mbpp", "tasks": tasks}))
     refused(command("eval.py", "--compare", tmp_path / "a", tmp_path / "b"), "not scored on the same tasks")
+
+
+PRINT_PROMPTS = """
+import argparse, json, sys
+sys.path.insert(0, sys.argv[1])
+from selfcodealign import METHOD, add_settings, few_shot, prompt_digests, wanted_examples
+settings = add_settings(argparse.ArgumentParser())
+shots = [example.code for example in wanted_examples(argparse.Namespace(**settings))]
+print(json.dumps([prompt_digests(settings, METHOD), few_shot(shots, "")]))
+"""
+
+
+def test_a_locale_that_is_not_utf_8_changes_no_prompt_and_ends_no_command(command, tmp_path):
+    odd = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    (tmp_path / "prompts.py").write_text(PRINT_PROMPTS)
+    there, here = (command(tmp_path / "prompts.py", ROOT, env=env) for env in (odd, {"PYTHONUTF8": "1"}))
+    assert there.returncode == 0 and there.stdout == here.stdout, there.stderr[-2000:]
+    result = {"benchmark": "mbpp", "tasks": {"Mbpp/2": {"base": True, "plus": True}}, "model": "modèle"}
+    (tmp_path / "result.json").write_text(json.dumps(result, ensure_ascii=False), encoding="utf-8")
+    shown = command("eval.py", "--table", tmp_path, env=odd)
+    assert shown.returncode == 0 and "mod\\xe8le" in shown.stdout, shown.stderr[-2000:]
