@@ -178,8 +178,8 @@ def make_job(given, model: str | None, prompt: str, benchmark: str, tasks: dict,
 
 def check_folder(folder: Path, settings: dict):
     """Refuse a folder that holds more than a result, or part of one, of these settings. Raises BadInput."""
-    file = folder / "settings.json"
-    if not any(other.stat().st_size for other in folder.glob("*") if other != file):
+    file, mark = folder / "settings.json", folder / ".lock.machine"
+    if not any(other.stat().st_size for other in folder.glob("*") if other not in (file, mark)):
         return  # nothing was done yet
     recorded = read_object(file)
     if not recorded:

@@ -118,7 +118,7 @@ def share(text: str) -> float:
 
 def is_leftover(path: Path) -> bool:
     """Whether a run that is killed before its settings are written may leave the file."""
-    return path.name == ".lock" or path.suffix == ".unfinished"
+    return path.name in (".lock", ".lock.machine") or path.suffix == ".unfinished"
 
 
 def versions() -> dict[str, str]:

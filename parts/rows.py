@@ -6,11 +6,14 @@ from such ids, never from a position.
 """
 
 import contextlib
+import errno
 import fcntl
 import functools
 import hashlib
 import json
 import os
+import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -179,12 +182,42 @@ def lock_folder(folder: Path):
     BadInput."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock = (folder / ".lock").open("a", encoding="utf-8")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.ENOSYS, errno.ENOTSUP):
+                raise
+            return lock_on_this_machine(folder)
     except BlockingIOError:
         raise BadInput(f"another process is working in {folder}") from None
     except OSError as error:
         raise BadInput(f"cannot write to {folder}: {error}") from None
+    return lock
+
+
+def lock_on_this_machine(folder: Path):
+    """`lock_folder` where a file system has no locks: a lock in this machine's own folder of temporary files,
+    and in the folder the mark of the machine that may take it. A mark outlives a process that is killed: its
+    machine may go on, another not before the mark is deleted."""
+    name = f"selfcodealign-{os.getuid()}-{digest(os.path.realpath(folder))[:16]}.lock"
+    lock = open(Path(tempfile.gettempdir(), name), "a", encoding="utf-8")
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
+    # The lock's own place tells containers of one machine apart, which do not see each other's locks
+    machine = (
+        f"{os.uname().nodename} {boot} {os.fstat(lock.fileno()).st_dev}:{os.fstat(lock.fileno()).st_ino}"
+    )
+    mark = folder / ".lock.machine"
+    try:
+        with mark.open("x", encoding="utf-8") as file:
+            file.write(machine)
+    except FileExistsError:
+        if (other := mark.read_text(encoding="utf-8")) != machine:
+            host = other.partition(" ")[0] or "another machine"
+            problem = f"its file system has no locks, and {mark} says that {host} works there"
+            raise BadInput(f"{folder}: {problem}: delete that file if it does not") from None
+    print(f"{folder}: its file system has no locks; {mark} keeps other machines out", file=sys.stderr)
     return lock
 
 

@@ -1,8 +1,14 @@
+import errno
+import fcntl
 import json
+import os
+import tempfile
+from pathlib import Path
 
 import pytest
 
-from parts.rows import Appender, BadInput, draw, read_rows, row_id
+from parts.folder import is_leftover
+from parts.rows import Appender, BadInput, draw, lock_folder, read_rows, row_id
 
 
 def test_a_torn_last_line_is_dropped_and_done_again(tmp_path):
@@ -35,3 +41,30 @@ def test_ids_and_draws_never_change():
     assert row_id("concepts", "0123456789abcdef", 0) == "66503d4de93b4301"
     assert draw(0, "instructions", "deck", 7) == 1705724786
     assert row_id("a", "bc") != row_id("ab", "c")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOTSUP])
+def test_a_file_system_without_locks_keeps_other_processes_and_other_machines_out(
+    number, tmp_path, monkeypatch
+):
+    folder, flock = tmp_path / "run", fcntl.flock
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    def flock_of_tmp_alone(file, operation):
+        if Path(file.name).parent == folder:
+            raise OSError(number, os.strerror(number))
+        flock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock_of_tmp_alone)
+    lock = lock_folder(folder)
+    with pytest.raises(BadInput, match="another process"):
+        lock_folder(folder)
+    lock.close()
+    lock_folder(folder).close()  # this machine goes on, after a kill too
+    assert all(map(is_leftover, folder.iterdir()))
+    mark = folder / ".lock.machine"
+    mark.write_text("other-host 1 2 3")
+    with pytest.raises(BadInput, match="other-host works there: delete that file"):
+        lock_folder(folder)
+    mark.unlink()
+    lock_folder(folder).close()
