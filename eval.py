@@ -9,8 +9,9 @@ Where HumanEval+ cannot be had, `humaneval` is HumanEval with its own tests, run
     python eval.py --table DIR DIR ...                                         pass@1 of several models
 
 Without --model, --samples is a file; with it, a number: the answers per task, for pass@k. A result folder
-holds answers.jsonl (prompts, raw outputs), samples.jsonl (EvalPlus's format), verdicts.jsonl and result.json;
-with several benchmarks, a folder for each. Given again, a killed command goes on.
+holds answers.jsonl (prompts, raw outputs), solutions.jsonl (of completions, sanitized), samples.jsonl
+(EvalPlus's format), verdicts.jsonl and result.json; with several benchmarks, a folder for each. Given again,
+a killed command goes on.
 
     --prompt     asks a model for                                its answer is
     completion   the rest of the bare prompt, as EvalPlus does   prompt + output through EvalPlus's sanitizer
@@ -24,8 +25,9 @@ template, or after one example in the paper's response prompt (layout `tags`, wh
 and tests must pass in the sandbox, at the default limits.
 
 Differs from EvalPlus's command: fenced blocks are taken whole, where its sanitizer loses decorated functions
-and guarded imports; at least 4 s per test input, not 1 s; load changes no verdict (parts/scoring.py). Its
-guard is no sandbox: score only models whose output you would run.
+and guarded imports; a completion that takes its sanitizer more than 60 s fails; at least 4 s per test input,
+not 1 s; load changes no verdict (parts/scoring.py). Its guard is no sandbox: score only models whose output
+you would run.
 """
 
 import argparse
@@ -40,7 +42,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,7 +65,7 @@ from parts.rows import (
     row_id,
     write_atomically,
 )
-from parts.scoring import ALWAYS_FAILS, LOAD_FACTOR, MIN_TIME_LIMIT, check_all
+from parts.scoring import ALWAYS_FAILS, LOAD_FACTOR, MIN_TIME_LIMIT, check_all, sanitized
 from parts.statistics import paired, paired_shares, pooled, summary
 from sandbox import Sandbox, SandboxError
 from selfcodealign import METHOD, PROMPTS, prompt_of
@@ -281,27 +283,35 @@ def fenced_block(text: str, entry_point: str) -> str:
 
 
 def solution_of(answer: dict, task: dict, benchmark: str) -> str:
-    """The code in an answer; of a self-made task the whole answer, whose code is taken out where it runs."""
-    from evalplus.sanitize import sanitize
-
-    if benchmark == "self":
-        return answer["raw"]
-    if answer["prompt"] == "completion":
-        code = task["prompt"].strip() + "\n" + answer["raw"].replace("\t", "    ")
-        return sanitize(code, entrypoint=task["entry_point"])
+    """The code in a chat answer; of a self-made task all of it, whose code is taken out where it runs."""
     text = answer["raw"]
+    if benchmark == "self":
+        return text
     if answer["prompt"] == "evalplus" and not text.lstrip().startswith(("```", "~~~")):
         text = "```python\n" + text  # the prompt opened the fence
     return fenced_block(text, task["entry_point"])
 
 
-def samples_of(job: Job) -> list[tuple[str, str]]:
-    """(task id, solution) of each answer on disk, by task and sample."""
+def samples_of(job: Job, workers: int) -> list[tuple[str, str]]:
+    """(task id, solution) of each answer on disk, by task and sample. What the sanitizer made of completions
+    is kept in solutions.jsonl: some take it a minute."""
     place = {task_id: number for number, task_id in enumerate(job.tasks)}
     answers = list(read_rows(job.folder / "answers.jsonl"))
     answers.sort(key=lambda answer: (place[answer["task_id"]], answer["sample"]))
-    ids = [answer["task_id"] for answer in answers]
-    return [(key, solution_of(answer, job.tasks[key], job.benchmark)) for key, answer in zip(ids, answers)]
+    kept, spawn, running = job.folder / "solutions.jsonl", multiprocessing.get_context("spawn"), {}
+    with ProcessPoolExecutor(workers, mp_context=spawn) as pool, Appender(kept) as file:
+        for answer in answers:
+            task = job.tasks[answer["task_id"]]
+            if answer["prompt"] == "completion" and job.benchmark != "self" and answer["id"] not in file.ids:
+                code = task["prompt"].strip() + "\n" + answer["raw"].replace("\t", "    ")
+                running[pool.submit(sanitized, code, task["entry_point"])] = answer["id"]
+        for done in progress(as_completed(running), total=len(running), desc="sanitize", unit="answer"):
+            file.append({"id": running[done], "solution": done.result()})
+    found = {row["id"]: row["solution"] for row in read_rows(kept)}
+    for answer in answers:
+        if answer["id"] not in found:
+            found[answer["id"]] = solution_of(answer, job.tasks[answer["task_id"]], job.benchmark)
+    return [(answer["task_id"], found[answer["id"]]) for answer in answers]
 
 
 # --------------------------------------------------------------------------------------------------- verdicts
@@ -330,7 +340,7 @@ def score(jobs: list[Job], workers: int):
     missing = {}  # (task id, solution): the verdict files that lack it
     with contextlib.ExitStack() as files:
         for job in jobs:
-            job.samples = job.samples or samples_of(job)
+            job.samples = job.samples or samples_of(job, workers)
             rows = [{"task_id": task_id, "solution": solution} for task_id, solution in job.samples]
             write_atomically(job.folder / "samples.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
             file = files.enter_context(Appender(job.folder / "verdicts.jsonl"))

@@ -21,6 +21,7 @@ from parts.rows import BadInput
 
 MIN_TIME_LIMIT = 4.0  # seconds per test input; at EvalPlus's 1.0 a right answer fails on a loaded machine
 LOAD_FACTOR = 20  # an answer that waits for a core may take this many times its limit
+SANITIZE_SECONDS = 60  # its time grows with the cube of the lines: 380 of them can take as long
 ALWAYS_FAILS = {"humaneval": "HumanEval/32"}  # in EvalPlus 0.3.1, whatever the answer
 
 
@@ -59,6 +60,17 @@ def time_limit(seconds: float):
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def sanitized(code: str, entry_point: str, seconds: float = SANITIZE_SECONDS) -> str:
+    """The code by EvalPlus's sanitizer; where that fails or does not end, code that fails and says so."""
+    from evalplus.sanitize import sanitize
+
+    try:
+        with time_limit(seconds):
+            return sanitize(code, entrypoint=entry_point)
+    except Exception as error:  # its parser's too, of a zero byte or of an expression that is too deep
+        return f"raise RuntimeError({f'the sanitizer of EvalPlus failed: {error!r}'!r})\n"
 
 
 class AnswerProcess(multiprocessing.get_context("fork").Process):

@@ -26,7 +26,7 @@ from extras.report import main as report
 from parts import benchmarks
 from parts.benchmarks import OVERRIDES, load_benchmark
 from parts.rows import BadInput, fingerprint
-from parts.scoring import prepare_process
+from parts.scoring import prepare_process, sanitized
 from parts.statistics import paired, paired_shares, pooled, summary
 
 needs_benchmark = pytest.mark.skipif(
@@ -510,6 +510,32 @@ def test_the_answers_of_all_models_are_checked_together_and_equal_ones_once(tmp_
     assert scores == [1, 2]
     ours.score(jobs, 1)  # verdicts on disk stand
     assert len(calls) == 1
+
+
+@pytest.mark.parametrize(
+    "answer, seconds, says",
+    [("    x = 1\n" * 150 + "    return x", 0.01, "Timed out"), ("    return '\ud800'", 60, "surrogates")],
+)
+def test_an_answer_that_the_sanitizer_cannot_take_is_a_failed_one_that_says_so(answer, seconds, says):
+    solution = sanitized(f"def f():\n{answer}", "f", seconds)
+    assert says in solution
+    with pytest.raises(RuntimeError, match="sanitizer of EvalPlus"):
+        exec(solution)
+
+
+def test_what_the_sanitizer_made_is_kept(tmp_path):
+    rows = [
+        {"id": str(n), "task_id": "f", "sample": n, "prompt": "completion", "raw": f"    return {n}\nthe end"}
+        for n in range(2)
+    ]
+    write_rows(tmp_path / "answers.jsonl", rows[:1])
+    tasks = {"f": {"prompt": "def f():", "entry_point": "f"}}
+    job = ours.Job(tmp_path, {"benchmark": "humaneval"}, tasks)
+    assert ours.samples_of(job, 1) == [("f", "def f():\n    return 0")]
+    kept = tmp_path / "solutions.jsonl"
+    kept.write_text(kept.read_text().replace("return 0", "return 5"))
+    write_rows(tmp_path / "answers.jsonl", rows)
+    assert [code[-1] for _, code in ours.samples_of(job, 1)] == ["5", "1"]
 
 
 # ------------------------------------------------------------------------------------------ comparison
