@@ -6,7 +6,8 @@
 # a language. That word is the code's own first word: "def" or "import" is cut off, and the program that is scored
 # is no Python any more. A completion which repeats the fence, as a chat model behind a server that
 # knows no prefill does, becomes the empty program, and so does one which stops before a closing fence. A
-# completion comes through whole when it begins with a line break or with a comment.
+# completion comes through whole when it begins with a line break or with a comment. (lm-evaluation-harness issue
+# 3447 reports the scores of 0 that follow.)
 #
 # Seen:
 #   'def f(x):...```'              -> ' f(x):\n    return x + 1'         not Python
