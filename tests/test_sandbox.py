@@ -340,12 +340,12 @@ def test_bad_settings_give_one_line(tmp_path, arguments):
 
 
 def test_full_disk_gives_one_line_and_what_was_written_stays(tmp_path):
-    programs = write_programs(tmp_path / "p", ["pass"] * 100)
+    programs = write_programs(tmp_path / "p", ["pass"] * 200)
     run = command_line(programs, "--out", "/dev/full")
     assert run.returncode == 2 and run.stderr.endswith("sandbox: /dev/full: No space left on device\n"), (
         run.stderr
     )
-    small = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (1000, 1000))
+    small = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (9000, 9000))
     run = command_line(programs, "--out", tmp_path / "r", preexec_fn=small)
     assert run.returncode == 2 and run.stderr.endswith(f"sandbox: {tmp_path / 'r'}: File too large\n"), (
         run.stderr

@@ -382,7 +382,7 @@ def test_a_program_that_kills_the_type_checker_is_alone_in_it(monkeypatch, tmp_p
     )
     checker.chmod(0o755)
     monkeypatch.setattr("pyrefly.__main__.get_pyrefly_bin", lambda: str(checker))
-    rows = [{"code": code} for code in (*RIGHT[:2], f"{RIGHT[0]}\n# deadly", RIGHT[2])]
+    rows = [{"code": code} for code in (*RIGHT[:2], f"{RIGHT[0]}\n# deadly", RIGHT[1])]
     assert [row.get("reject") for row in type_checked(iter(rows))] == [None, None, "not_checked", None]
 
 

@@ -29,6 +29,7 @@ from parts.contamination import Finding
 from parts.duplicates import NearDuplicates
 from parts.examples import load_examples
 from parts.filters import Filters
+from parts.folder import read_config
 from parts.request import Completion
 from parts.rows import BadInput, lock_folder, read_rows, replacing, row_id
 from sandbox import SandboxError
@@ -295,7 +296,7 @@ def test_a_run_leaves_every_file_and_its_counts_add_up(whole):
 
 
 def test_the_prompt_of_every_row_can_be_shown_again(whole):
-    settings = argparse.Namespace(**selfcodealign.read_config(whole))
+    settings = argparse.Namespace(**read_config(whole))
     other = load_examples(PROMPTS / "examples")[0].name
     for stage in GENERATION:
         parents = {row["id"]: row for row in read_rows(whole / f"{METHOD[stage].parent}.jsonl")}
