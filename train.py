@@ -595,6 +595,9 @@ def write_model(folder: Path, model, tokenizer, weights: dict):
         shutil.rmtree(folder, ignore_errors=True)
         model.save_pretrained(folder, state_dict=weights)
         tokenizer.save_pretrained(folder)
+        config = folder / "config.json"  # it names the dtype of the weights in memory
+        text = config.read_text(encoding="utf-8").replace('"dtype": "float32"', '"dtype": "bfloat16"')
+        config.write_text(text, encoding="utf-8")
         add_older_forms(folder)
 
 
@@ -605,7 +608,6 @@ def save_model(out: Path, unfinished: Path, settings: dict, model, tokenizer):
     if RANK > 0:
         return
     made = unfinished / "model"
-    model.config.dtype = torch.bfloat16
     weights = {name: weights.pop(name).to(torch.bfloat16) for name in list(weights)}
     write_model(made, model, tokenizer, weights)
     with as_bad_input(f"write {made}"):
