@@ -8,6 +8,8 @@
 # Given again, it goes on where it was. A base model other than the embedded one gets the paper's settings throughout.
 # BASE=FOLDER ./run.sh keeps the result of the model before in FOLDER, so that several runs share it.
 # Relative paths are those of the folder that it is called from.
+# EVALUATE='--limit 20' ./run.sh adds options of eval.py. AS_ON_GPUS=2 ./run.sh does on a processor, slowly, what it would do on two
+# GPUs: vLLM's own server with two copies of the model, execution beside generation, train.py on two ranks.
 set -euo pipefail
 caller=$PWD home=
 cd "$(dirname "$0")"
@@ -43,12 +45,13 @@ if [ -z "$model" ]; then
     train="--epochs 2 --batch-size 8 --lr 1e-4 --precision fp32 --recompute off --chat-template keep"
     evaluate="--max-tokens 256"
     base_prompt=auto
+    gpus=${AS_ON_GPUS-1}
 else
     generate= train= evaluate=
     base_prompt=completion
-    gpus=$(python -c 'import torch; print(torch.cuda.device_count())')
-    if [ "$gpus" -gt 1 ]; then launch="torchrun --standalone --nproc-per-node $gpus"; fi
+    gpus=${AS_ON_GPUS-$(python -c 'import torch; print(torch.cuda.device_count())')}
 fi
+if [ "$gpus" -gt 1 ]; then launch="torchrun --standalone --nproc-per-node $gpus"; fi
 if [ -z "$out" ]; then
     out=${home}runs/first
     set -- --out "$out" "$@"
@@ -64,7 +67,7 @@ version=$(sha256sum "$out/sft.jsonl" | cut -c1-8) # more data makes another mode
 base=${BASE:-$out/eval-base} aligned=$out/model-$version
 $launch "${home}train.py" --model "$model" --data "$out/sft.jsonl" --out "$aligned" $train
 python "${home}eval.py" --model "$model" "$aligned" --prompt $base_prompt auto --benchmark ${benchmarks//+/} \
-    --out "$base" "$out/eval-$version" $evaluate $parallel
+    --out "$base" "$out/eval-$version" $evaluate $parallel ${EVALUATE-}
 echo
 python "${home}selfcodealign.py" report --out "$out"
 echo

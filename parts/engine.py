@@ -13,6 +13,8 @@ tokens), `window` (requests that keep it busy), `on_cpu`, `cores` (those of this
 programs run beside it), `submit`, `collect` and `close`.
 """
 
+import contextlib
+import dataclasses
 import itertools
 import json
 import logging
@@ -24,7 +26,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from parts.request import Completion, Request
-from parts.rows import BadInput, one_line
+from parts.rows import BadInput
 from parts.server import OwnServer, Server
 
 CPU_BATCH = 160  # requests that run at a time on a CPU
@@ -44,12 +46,39 @@ def stream(engine, requests: Iterable[Request]) -> Iterator[tuple[Request, Compl
 
 
 def check_model(model: str):
-    """Refuse a name that is neither a checkpoint folder nor a hub id. Raises BadInput."""
+    """The text model's configuration. Refuses what is neither a checkpoint folder nor a hub id, and what has
+    no configuration or tokenizer that transformers can read. Raises BadInput."""
     if Path(model).is_dir():
         if not (Path(model) / "config.json").is_file():
             raise BadInput(f"{model} is not a checkpoint folder: it holds no config.json")
     elif not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", model):
         raise BadInput(f"no such model folder: {model}")
+    quiet_libraries()
+    from transformers import AutoConfig, AutoTokenizer
+
+    with refusal(f"cannot load the model {model}"):
+        AutoTokenizer.from_pretrained(model)
+        return AutoConfig.from_pretrained(model).get_text_config()
+
+
+@contextlib.contextmanager
+def refusal(failure: str) -> Iterator[None]:
+    """What a library refuses, in whatever exception, as one line. Raises BadInput."""
+    try:
+        yield
+    except Exception as error:
+        raise BadInput(f"{failure}: {' '.join(str(error).split())[:300] or type(error).__name__}") from error
+
+
+def check_engine(model: str, engine_option: Sequence[str] = (), **_):
+    """Refuse before any work what vLLM refuses when it has read a model's configuration. Raises BadInput."""
+    check_model(model)
+    from vllm.engine.arg_utils import EngineArgs
+
+    known = {field.name for field in dataclasses.fields(EngineArgs)}  # others are of vLLM's server
+    options = {name: value for name, value in read_options(engine_option).items() if name in known}
+    with refusal(f"vLLM cannot load the model {model}"):
+        EngineArgs(model=model, **options).create_model_config()
 
 
 def start_engine(
@@ -68,31 +97,30 @@ def start_engine(
     `every_gpu`). `engine_option`: `NAME=VALUE`, for vLLM. `log`: what vLLM's server says. Raises BadInput.
     """
     given = read_options(engine_option)
-    check_model(model)
-    quiet_libraries()
     if server and given:
         raise BadInput("--engine-option is for vLLM that is started here: give --server its own options")
+    config = check_model(model)
     if server:
         return Server(server.split(","), model, context)
-    from transformers import AutoConfig
     from vllm.platforms import current_platform  # torch.cuda, asked first, would break vLLM's processes
 
-    with one_line(f"cannot load the model {model}"):
-        config = AutoConfig.from_pretrained(model).get_text_config()
-    context = min(context, getattr(config, "max_position_embeddings", context))
+    context = min(context, getattr(config, "max_position_embeddings", None) or context)
     options = {"max_model_len": context, "generation_config": "vllm", "dtype": "bfloat16"}
-    if not current_platform.is_cpu():
-        gpus = current_platform.device_count()
+    on_cpu = current_platform.is_cpu()
+    if on_cpu:
+        options |= set_up_cpu(context, config)
+    gpus = int(os.environ.get("AS_ON_GPUS", 0)) if on_cpu else current_platform.device_count()
+    if on_cpu and not gpus:
+        if os.path.exists("/dev/nvidiactl") and os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1"):
+            raise BadInput("a GPU is there that vLLM cannot use (for the CPU, set CUDA_VISIBLE_DEVICES=-1)")
+        if not data_parallel and tensor_parallel == 1:
+            return InProcess(model, context, options | given)
+        copies = data_parallel or 1
+    else:
         copies = data_parallel or (gpus // tensor_parallel if every_gpu else 1)
         if not 0 < copies * tensor_parallel <= gpus:
             raise BadInput(f"{copies or 1} copies on {tensor_parallel} GPUs each, but {gpus} are visible")
-        return OwnServer(model, context, options | given, tensor_parallel, copies, False, log)
-    if os.path.exists("/dev/nvidiactl") and os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1"):
-        raise BadInput("a GPU is there that vLLM cannot use (to use the CPU, set CUDA_VISIBLE_DEVICES=-1)")
-    options |= set_up_cpu(context) | given
-    if data_parallel or tensor_parallel > 1:
-        return OwnServer(model, context, options, tensor_parallel, data_parallel or 1, True, log)
-    return InProcess(model, context, options)
+    return OwnServer(model, context, options | given, tensor_parallel, copies, on_cpu and not gpus, log)
 
 
 def read_options(given: Sequence[str]) -> dict:
@@ -117,25 +145,36 @@ def quiet_libraries():
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # instead of its retries
     for name in ("VLLM_NO_USAGE_STATS", "DO_NOT_TRACK"):  # vLLM's reports, huggingface_hub's
         os.environ[name] = "1"
+    if not os.environ.get("VLLM_PORT", "0").isdigit():
+        del os.environ["VLLM_PORT"]  # in Kubernetes the address of a service that is named vllm
     logging.getLogger("vllm").setLevel(logging.ERROR)  # for what it says before it reads its own setting
     logging.getLogger("torch._library.triton").setLevel(logging.ERROR)  # missing on every CPU
     warnings.filterwarnings("ignore", "`torch.distributed.reduce_op` is deprecated", FutureWarning)
 
 
-def set_up_cpu(context: int) -> dict:
+def set_up_cpu(context: int, config) -> dict:
     """Set the environment of vLLM on a CPU; gives its options there."""
-    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "3")  # GiB
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads stand still where cores are shared
     # vLLM compiles a function for logprobs, which the judge asks for: that needs a C++ compiler.
     os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
     import torch
 
     # A processor without instructions for bf16, such as one with AVX2 only, has a fourth of the speed.
-    dtype = "bfloat16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "float32"
+    has_bf16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
     # Compiling costs a minute to gain a tenth. Seeded sampling dies on a prompt that the CPU engine prefills
     # in two parts. A shared prefix counts in whole blocks: vLLM's 128 leave more of it to each prompt.
     options = {"enforce_eager": True, "enable_chunked_prefill": False, "max_num_batched_tokens": context}
-    return options | {"block_size": 32, "max_num_seqs": CPU_BATCH, "dtype": dtype}
+    options |= {"block_size": 32, "max_num_seqs": CPU_BATCH, "dtype": "bfloat16" if has_bf16 else "float32"}
+    # VLLM_CPU_KVCACHE_SPACE, where it is set, goes before this
+    return options | {"kv_cache_memory_bytes": max(3 * 2**30, cache_bytes(config, context, 4 - 2 * has_bf16))}
+
+
+def cache_bytes(config, context: int, width: int) -> int:
+    """What a request of `context` tokens takes at most in a cache of numbers of `width` bytes."""
+    heads = getattr(config, "num_attention_heads", 0)
+    size = getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else 0)
+    heads = getattr(config, "num_key_value_heads", None) or heads
+    return round(1.05 * 2 * config.num_hidden_layers * heads * size * width * context)
 
 
 class InProcess:
@@ -149,10 +188,8 @@ class InProcess:
         from vllm import LLM
 
         torch.compiler.set_stance("force_eager")  # where torch was imported before TORCH_COMPILE_DISABLE
-        try:
+        with refusal(f"vLLM cannot load the model {model}"):
             self.llm = LLM(model=model, disable_log_stats=True, use_tqdm_on_load=False, **options)
-        except TypeError as error:
-            raise BadInput(f"vLLM: {error}") from None
         self.tokenizer, self.context = self.llm.get_tokenizer(), context
 
     def submit(self, request: Request):

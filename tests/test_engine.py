@@ -3,12 +3,16 @@
 import contextlib
 import http.server
 import json
+import os
+import shutil
 import threading
+from pathlib import Path
 
 import pytest
+import transformers
 
 from parts import server as servers
-from parts.engine import Request, start_engine, stream
+from parts.engine import Request, cache_bytes, check_engine, check_model, start_engine, stream
 from parts.rows import BadInput
 from parts.server import OwnServer
 
@@ -186,3 +190,34 @@ def test_an_option_of_vllms_is_given_to_it_and_an_unknown_one_refused(model, mon
         start_engine(model, 512, engine_option=["no_such=1"])
     with pytest.raises(BadInput, match="NAME=VALUE"):
         start_engine(model, 512, engine_option=["max_num_seqs"])
+
+
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        ({"max_position_embeddings": None}, "max_position_embeddings"),
+        ({"model_type": "nosuch"}, "`nosuch`"),
+        ({"architectures": ["NoSuchForCausalLM"]}, "NoSuchForCausalLM"),
+        (None, "tokenizer"),
+    ],
+)
+def test_what_vllm_refuses_is_one_line_before_any_work(change, says, model, tmp_path):
+    for file in Path(model).iterdir():
+        if file.suffix != ".safetensors" and (change or "tokenizer" not in file.name):
+            shutil.copy(file, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text()) | (change or {})
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(BadInput, match=f"(?i)^[^\n]*{says}[^\n]*$"):
+        check_engine(str(tmp_path))
+
+
+def test_the_cache_of_a_processor_holds_a_whole_request_of_a_larger_model():
+    config = transformers.LlamaConfig(hidden_size=4096, num_hidden_layers=32, num_attention_heads=32)
+    assert 4 * 2**30 < cache_bytes(config, 8192, 2) < 4.5 * 2**30
+    assert cache_bytes(transformers.MambaConfig(), 8192, 2) == 0
+
+
+def test_a_service_of_kubernetes_named_vllm_is_no_port(model, monkeypatch):
+    monkeypatch.setenv("VLLM_PORT", "tcp://10.96.12.34:8000")
+    check_model(model)
+    assert "VLLM_PORT" not in os.environ

@@ -764,6 +764,22 @@ def test_a_changed_setting_is_refused_by_name(whole, command):
     )
 
 
+@pytest.mark.skipif(not os.environ.get("SLOW"), reason="set SLOW=1: generation, two trainings, two scores")
+def test_the_whole_loop_runs_in_the_shape_of_a_gpu_node(tmp_path):
+    """vLLM's server with two copies, execution beside generation, training on two ranks, scores through the
+    server, and a comparison at the end."""
+    out = tmp_path / "run"
+    environment = os.environ | {"AS_ON_GPUS": "2", "EVALUATE": "--limit 3 --max-tokens 32"}
+    command = [ROOT / "run.sh", "--limit", "12", "--out", out]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=3600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert ", executed " in done.stderr and "on 2 x " in done.stdout
+    [comparison] = out.glob("comparison-*/compare.json")
+
+    assert json.loads(comparison.read_text())["suites"]
+    assert (out / "vllm.log").exists() and list(out.glob("eval-base/**/vllm.log"))
+
+
 @pytest.mark.skipif(not os.environ.get("SLOW"), reason="set SLOW=1: vLLM's server takes its time to start")
 def test_an_engine_that_dies_by_itself_ends_the_run_in_one_line(model, source, tmp_path):
     out = tmp_path / "run"
