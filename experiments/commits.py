@@ -66,8 +66,8 @@ def read_repository(path: Path, seed: int) -> Iterator[dict]:
     for name in sorted(names, key=lambda name: digest(seed, "commit", name.decode())):
         try:
             commit = read_commit(store, parse, name)
-        except Exception:
-            commit = {"message": "", "reject": "unreadable_commit", "texts": ()}
+        except Exception as error:  # a lost object, bytes of no commit: what, says the row
+            commit = {"message": repr(error), "reject": "unreadable_commit", "texts": ()}
         yield {"where": name.decode()} | commit
 
 
