@@ -46,6 +46,8 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from parts.benchmarks import VERSIONS, load_benchmark
 from parts.code import code_blocks, parses, program, python_code, runnable_code
 from parts.containment import PR_SET_PDEATHSIG, prctl
@@ -66,7 +68,7 @@ from parts.rows import (
     write_atomically,
 )
 from parts.scoring import ALWAYS_FAILS, LOAD_FACTOR, MIN_TIME_LIMIT, check_all, sanitized
-from parts.statistics import paired, paired_shares, pooled, summary
+from parts.statistics import compare_groups, paired, paired_shares, summary
 from sandbox import Sandbox, SandboxError
 from selfcodealign import METHOD, PROMPTS, prompt_of
 
@@ -547,7 +549,11 @@ def compare(folder_a: Path, folders_b: list[Path], out: Path | None):
         print_comparison(comparisons[-1])
     contents = comparisons[0]
     if len(comparisons) > 1:
-        rows = [{"suite": suite, **pooled([task_pairs(a, b, suite) for b in bs])} for suite in a["passing"]]
+        rows = []
+        for suite in a["passing"]:
+            shares = np.array([task_pairs(a, b, suite) for b in bs])  # (models, tasks, A and B)
+            found = compare_groups(shares[:1, :, 0], shares[:, :, 1], np.random.default_rng(0))
+            rows.append({"suite": suite, **found})
         contents = {"runs": comparisons, "pooled": {"suites": rows}}
         print(f"B - A over {len(comparisons)} runs")
         for row in rows:

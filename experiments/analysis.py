@@ -5,77 +5,46 @@
 
 PLAN.json is written before the run: {"suite": "both+", "comparisons": [{"name": ..., "a": [DIR, ...], "b":
 [DIR, ...]}, ...]}. The models of a group differ by their training seed only. A difference is B - A of the
-mean share of passing samples. Its interval is a bootstrap over tasks and, in each group, over models: those
-scored on the same tasks do not count as more tasks. p is two-sided, of the difference over its standard
-error, adjusted by Holm's method for the number of comparisons in the plan.
+mean share of passing samples, with the interval and p of `compare_groups`; p is adjusted by Holm's method for
+the number of comparisons in the plan.
 """
 
 import argparse
 import csv
 import json
-import math
 import sys
 from pathlib import Path
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from eval import read_scored
+from parts.rows import BadInput
+from parts.statistics import compare_groups
+
 DRAWS = 4000  # of the bootstrap
-SUITES = {"humaneval": "humaneval+", "mbpp": "mbpp+", "self": "self"}
-
-
-def results(folder: Path) -> list[dict]:
-    """What eval.py wrote to a folder, by benchmark."""
-    own = folder / "result.json"
-    files = [own] if own.is_file() else sorted(folder.glob("*/result.json"))
-    return [json.loads(file.read_text(encoding="utf-8")) for file in files]
 
 
 def sampling(folder: str) -> set[tuple]:
     keys = "samples", "temperature", "max_tokens"
-    return {tuple(map(result.get, keys)) for result in results(Path(folder))}
-
-
-def shares(folder: Path, suite: str) -> dict[str, float]:
-    """{task: share of its samples that pass} of a folder of eval.py's, in a suite. Raises ValueError."""
-    found = {}
-    for result in results(folder):
-        name = SUITES[result["benchmark"]]
-        if name == suite or suite == "both+" and name != "self":
-            kind, samples = "base" if name == "self" else "plus", result.get("passing_samples")
-            for task, verdict in result["tasks"].items():
-                share = samples[task][kind] / result["samples"] if samples else verdict[kind]
-                found[f"{name} {task}"] = float(share)
-    if not found:
-        raise ValueError(f"{folder} has no result in {suite}")
-    return found
+    return {tuple(map(result.get, keys)) for result in read_scored(Path(folder))["results"].values()}
 
 
 def matrix(folders: list[str], suite: str) -> tuple[np.ndarray, list[str]]:
-    """(models, tasks) of shares, and the tasks. Raises ValueError."""
-    rows = [shares(Path(folder), suite) for folder in folders]
+    """(models, tasks) of the shares of passing samples, and the tasks. Raises BadInput."""
+    found = [read_scored(Path(folder)) for folder in folders]
+    for scored in found:
+        if suite not in scored["passing"]:
+            raise BadInput(f"{scored['folder']} has no result in {suite}")
+    rows = [scored["passing"][suite] for scored in found]
+    samples = [scored["scores"][suite]["n"] / len(row) for scored, row in zip(found, rows)]
     tasks = sorted(rows[0])
     if any(sorted(row) != tasks for row in rows):
-        raise ValueError(f"{', '.join(folders)} were not scored on the same tasks")
-    return np.array([[row[task] for task in tasks] for row in rows]), tasks
+        raise BadInput(f"{', '.join(folders)} were not scored on the same tasks")
+    return np.array([[row[task] for task in tasks] for row in rows]) / np.array(samples)[:, None], tasks
 
 
 # ------------------------------------------------------------------------------------------------ comparisons
-
-
-def compare_groups(a: np.ndarray, b: np.ndarray, random) -> dict:
-    """B - A of two (models, tasks) of shares, with a 95 % interval and a p that is not adjusted."""
-    tasks = a.shape[1]
-    task_weights = random.multinomial(tasks, np.full(tasks, 1 / tasks), size=DRAWS) / tasks
-
-    def drawn_means(group: np.ndarray) -> np.ndarray:
-        models = len(group)
-        weights = random.multinomial(models, np.full(models, 1 / models), size=DRAWS) / models
-        return (weights @ group * task_weights).sum(axis=1)
-
-    draws, difference = drawn_means(b) - drawn_means(a), b.mean() - a.mean()
-    low, high = np.quantile(draws, [0.025, 0.975])
-    p = math.erfc(abs(difference) / draws.std() / math.sqrt(2)) if draws.std() else 1.0
-    return {"difference": difference, "low": low, "high": high, "p": p, "a": a.mean(), "b": b.mean()}
 
 
 def holm(ps: list[float]) -> list[float]:
@@ -92,10 +61,11 @@ def compare(plan: dict, out: Path):
     for planned in plan["comparisons"]:
         (a, tasks_a), (b, tasks_b) = (matrix(planned[side], plan["suite"]) for side in "ab")
         if tasks_a != tasks_b:
-            raise ValueError(f"{planned['name']}: A and B were not scored on the same tasks")
+            raise BadInput(f"{planned['name']}: A and B were not scored on the same tasks")
         if len(set().union(*map(sampling, planned["a"] + planned["b"]))) > 1:
-            raise ValueError(f"{planned['name']}: answers were not sampled alike")
-        rows.append({"name": planned["name"], "models": [len(a), len(b)], **compare_groups(a, b, random)})
+            raise BadInput(f"{planned['name']}: answers were not sampled alike")
+        found = compare_groups(a, b, random, DRAWS) | {"a": a.mean(), "b": b.mean()}
+        rows.append({"name": planned["name"], "models": [len(a), len(b)], **found})
     for row, p in zip(rows, holm([row["p"] for row in rows])):
         row["holm"] = p
         scores = f"A {row['a']:.2%}  B {row['b']:.2%}"
@@ -149,7 +119,7 @@ def simulate(odds: np.ndarray, gain: float, models: int, samples: int, noise: fl
         shift = (low + high) / 2
         low, high = (shift, high) if (chance(other + shift) - chance(other)).mean() < gain else (low, shift)
     groups = [random.binomial(samples, chance(group)) / samples for group in (noisy, other + shift)]
-    return compare_groups(*groups, random)
+    return compare_groups(*groups, random, DRAWS)
 
 
 def power(folders: list[str], suite: str, trials: int):
@@ -206,7 +176,7 @@ def main() -> int:
             compare(json.loads(arguments.plan.read_text(encoding="utf-8")), arguments.out)
         else:
             power(arguments.folders, arguments.suite, arguments.trials)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, BadInput) as error:
         print(f"analysis.py: {error}", file=sys.stderr)
         return 2
     return 0

@@ -49,25 +49,31 @@ def paired(pairs: list[tuple[bool, bool]]) -> dict:
 
 
 def paired_shares(pairs: list[tuple[float, float]]) -> dict:
-    """The mean difference of two shares a task, with a 95 % interval by bootstrap over tasks, and a two-sided
-    p: how many of 10,000 draws of the differences' signs give a mean as far from 0 (a permutation test, of
-    which McNemar's is the case of one sample). `fixed` and `broken` are tasks whose share rises or falls."""
-    changed = np.array([b - a for a, b in pairs])
+    """`compare_groups` of one model each, with another p: how many of 10,000 draws of the differences' signs
+    give a mean as far from 0 (a permutation test, of which McNemar's is the case of one sample). `fixed` and
+    `broken` are tasks whose share rises or falls."""
+    a, b = np.array(pairs, dtype=float).T
+    changed = b - a
     signs = np.random.default_rng(0).choice([-1.0, 1.0], size=(10_000, len(changed)))
     extreme = np.abs(signs @ changed) >= abs(changed.sum()) - 1e-9
     counts = {"fixed": int((changed > 0).sum()), "broken": int((changed < 0).sum())}
-    return (
-        pooled([pairs])
-        | counts
-        | {"p": float((extreme.sum() + 1) / (len(extreme) + 1)), "test": "permutation"}
-    )
+    p = {"p": float((extreme.sum() + 1) / (len(extreme) + 1)), "test": "permutation"}
+    return compare_groups(a[None], b[None], np.random.default_rng(0)) | counts | p
 
 
-def pooled(runs: list[list[tuple[bool, bool]]]) -> dict:
-    """The mean difference over runs of the same tasks, in the same order, with a 95 % interval by bootstrap:
-    tasks and runs are both drawn anew, so runs of the same tasks do not count as more tasks."""
-    changed = np.array([[float(b) - float(a) for a, b in pairs] for pairs in runs])  # (runs, tasks)
-    random = np.random.default_rng(0)
-    runs, tasks = (random.multinomial(n, np.full(n, 1 / n), size=10_000) / n for n in changed.shape)
-    low, high = np.quantile(((runs @ changed) * tasks).sum(axis=1), [0.025, 0.975])
-    return {"difference": float(changed.mean()), "low": float(low), "high": float(high)}
+def compare_groups(a: np.ndarray, b: np.ndarray, random, draws: int = 10_000) -> dict:
+    """The mean difference of two (models, tasks) of shares, the same tasks in both, with a 95 % interval by
+    bootstrap and a two-sided p, of the difference over its standard error. Tasks are drawn anew, and in each
+    group models: those scored on the same tasks do not count as more tasks."""
+
+    def weights(count: int) -> np.ndarray:
+        return random.multinomial(count, np.full(count, 1 / count), size=draws) / count
+
+    task_weights = weights(a.shape[1])
+    means = {
+        name: (weights(len(group)) @ group * task_weights).sum(axis=1) for name, group in zip("ba", (b, a))
+    }
+    drawn, difference = means["b"] - means["a"], float(b.mean() - a.mean())
+    low, high = map(float, np.quantile(drawn, [0.025, 0.975]))
+    p = math.erfc(abs(difference) / drawn.std() / math.sqrt(2)) if drawn.std() else 1.0
+    return {"difference": difference, "low": low, "high": high, "p": p}

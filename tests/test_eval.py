@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from unittest import mock
 
+import numpy as np
 import pytest
 from conftest import ROOT
 from test_errors import refused
@@ -27,7 +28,7 @@ from parts import benchmarks
 from parts.benchmarks import OVERRIDES, load_benchmark
 from parts.rows import BadInput, fingerprint
 from parts.scoring import prepare_process, sanitized
-from parts.statistics import paired, paired_shares, pooled, summary
+from parts.statistics import compare_groups, paired, paired_shares, summary
 
 needs_benchmark = pytest.mark.skipif(
     not all(os.environ.get(name) for name in OVERRIDES.values()),
@@ -614,14 +615,13 @@ def test_the_statistics_by_their_definitions_on_random_tables():
 
 
 def test_runs_of_the_same_tasks_do_not_count_as_more_tasks():
-    pairs = [
-        (False, n % 10 == 0) for n in range(200)
-    ]  # 20 of 200 fixed: the standard error of the mean is 2.1 points
-    alone, five = paired(pairs), pooled([pairs] * 5)
+    pairs = [(False, n % 10 == 0) for n in range(200)]  # 20 fixed: a standard error of the mean of 2.1 points
+    fixed, random = np.array(pairs, dtype=float).T[1:], np.random.default_rng(0)
+    alone, five = paired(pairs), compare_groups(0 * fixed, fixed.repeat(5, 0), random)
     assert math.isclose(five["difference"], 0.1) and alone["low"] < 0.1 < alone["high"]
     assert abs(five["high"] - five["low"] - 2 * 1.96 * math.sqrt(0.1 * 0.9 / 200)) < 0.005
-    apart = pooled([[(False, True)] * 200, [(True, False)] * 200])  # runs that contradict each other
-    assert apart["low"] == -1 and apart["high"] == 1 and apart["difference"] == 0
+    apart = compare_groups(np.full((1, 200), 0.5), np.repeat([[0.0], [1.0]], 200, 1), random)
+    assert apart["low"] == -0.5 and apart["high"] == 0.5 and apart["difference"] == 0  # they contradict
 
 
 def test_pass_at_k_is_the_share_of_draws_with_a_pass():
