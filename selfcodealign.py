@@ -48,7 +48,7 @@ from parts import behaviour, code, mutants, seeds
 from parts.code import program, python_code, runnable_code
 from parts.contamination import Decontaminator
 from parts.duplicates import NearDuplicates
-from parts.engine import check_model, start_engine, stream
+from parts.engine import check_engine, start_engine, stream
 from parts.examples import CATEGORIES, DIFFICULTIES, Example, load_examples
 from parts.filters import Filters, contaminated
 from parts.folder import Folder, merge_settings, positive, read_run, share
@@ -205,7 +205,7 @@ def open_run(
             files = f"{stages[name].text}.md or examples than those in {PROMPTS}"
             raise BadInput(f"{folder}: its {name} were made with another {files}: take another --out")
     if is_new:
-        check_model(config["model"])
+        check_engine(config["model"], **engine_options)
         next(read_source(config["source"]), None)  # a bad source leaves no run folder behind
     return Run(folder, config | {"prompts": recorded | prompts}, engine_options, stages)
 

@@ -112,7 +112,7 @@ def fit(model: str, found: list[tuple[str, float]], memory: float):
 
 def main(words: list[str]) -> int:
     parser = argparse.ArgumentParser("selfcodealign.py doctor", description=__doc__.partition("\n")[0])
-    parser.add_argument("--model", help="a checkpoint folder or hub id, of which only the config is read")
+    parser.add_argument("--model", help="a checkpoint folder or hub id, whose weights are not read")
     model = parser.parse_args(words).model
     quiet_libraries()
     warnings.filterwarnings("ignore")

@@ -13,7 +13,6 @@ tokens), `window` (requests that keep it busy), `on_cpu`, `cores` (those of this
 programs run beside it), `submit`, `collect` and `close`.
 """
 
-import contextlib
 import dataclasses
 import itertools
 import json
@@ -26,7 +25,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from parts.request import Completion, Request
-from parts.rows import BadInput
+from parts.rows import BadInput, one_line
 from parts.server import OwnServer, Server
 
 CPU_BATCH = 160  # requests that run at a time on a CPU
@@ -56,28 +55,21 @@ def check_model(model: str):
     quiet_libraries()
     from transformers import AutoConfig, AutoTokenizer
 
-    with refusal(f"cannot load the model {model}"):
+    with one_line(f"cannot load the model {model}"):
         AutoTokenizer.from_pretrained(model)
         return AutoConfig.from_pretrained(model).get_text_config()
 
 
-@contextlib.contextmanager
-def refusal(failure: str) -> Iterator[None]:
-    """What a library refuses, in whatever exception, as one line. Raises BadInput."""
-    try:
-        yield
-    except Exception as error:
-        raise BadInput(f"{failure}: {' '.join(str(error).split())[:300] or type(error).__name__}") from error
-
-
-def check_engine(model: str, engine_option: Sequence[str] = (), **_):
+def check_engine(model: str, server: str | None = None, engine_option: Sequence[str] = (), **_):
     """Refuse before any work what vLLM refuses when it has read a model's configuration. Raises BadInput."""
     check_model(model)
+    if server:
+        return
     from vllm.engine.arg_utils import EngineArgs
 
     known = {field.name for field in dataclasses.fields(EngineArgs)}  # others are of vLLM's server
     options = {name: value for name, value in read_options(engine_option).items() if name in known}
-    with refusal(f"vLLM cannot load the model {model}"):
+    with one_line(f"vLLM cannot load the model {model}"):
         EngineArgs(model=model, **options).create_model_config()
 
 
@@ -188,7 +180,7 @@ class InProcess:
         from vllm import LLM
 
         torch.compiler.set_stance("force_eager")  # where torch was imported before TORCH_COMPILE_DISABLE
-        with refusal(f"vLLM cannot load the model {model}"):
+        with one_line(f"vLLM cannot load the model {model}"):
             self.llm = LLM(model=model, disable_log_stats=True, use_tqdm_on_load=False, **options)
         self.tokenizer, self.context = self.llm.get_tokenizer(), context
 

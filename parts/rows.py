@@ -14,6 +14,7 @@ import json
 import os
 import sys
 import tempfile
+import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -170,11 +171,11 @@ def writing(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def one_line(failure: str) -> Iterator[None]:
-    """A failure to load something of the user's becomes one line. Raises BadInput."""
+    """What a library refuses, in whatever exception, as one line. Raises BadInput."""
     try:
         yield
-    except (OSError, ValueError) as error:
-        raise BadInput(f"{failure}: {str(error).strip().splitlines()[0]}") from None
+    except Exception as error:
+        raise BadInput(f"{failure}: {textwrap.shorten(str(error), 300) or type(error).__name__}") from error
 
 
 def lock_folder(folder: Path):

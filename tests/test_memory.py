@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -78,7 +79,7 @@ def test_the_doctor_says_what_does_not_fit_and_what_cannot_be_used(command, embe
     done = command("selfcodealign.py", "doctor", "--model", embedded, env=path)
     assert done.returncode == 0 and "CANNOT USE THEM" in done.stdout and "train.py --model" in done.stdout
     large = tmp_path / "large"
-    large.mkdir()
+    shutil.copytree(embedded, large, ignore=shutil.ignore_patterns("*.safetensors"))
     config = config_of(*CONFIGS["DeepSeek-Coder-33B"])
     config.num_hidden_layers, config.hidden_size, config.intermediate_size = 2, 57344, 229376
     (large / "config.json").write_text(json.dumps(config.to_dict()))
