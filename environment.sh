@@ -16,6 +16,14 @@ if [ -n "$driver" ]; then
         echo "the packages for a GPU need glibc 2.31 or newer, and this system has $glibc" >&2; exit 2
     fi
     requirements=requirements.txt
+else
+    # ./run.sh with the embedded model takes MEASURED GB at its peak, of which 3 are vLLM's cache
+    memory=$(awk '/^MemTotal/ { print int($2 / 1000) }' /proc/meminfo) # MB
+    limit=$(cat /sys/fs/cgroup/memory.max 2>/dev/null) || limit=max
+    if [ "$limit" != max ] && [ $((limit / 1000000)) -lt "$memory" ]; then memory=$((limit / 1000000)); fi
+    if [ "$memory" -lt 6000 ]; then
+        echo "this machine has $memory MB of memory, and ./run.sh needs 6000: the system may end it" >&2
+    fi
 fi
 
 install() { # uv, which is several times as fast; pip where uv reaches nothing, as behind a mirror that only pip knows

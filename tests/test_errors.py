@@ -214,6 +214,18 @@ def test_what_a_gpu_needs_is_asked_for_and_nothing_installed_for_the_cpu(
     assert not (tmp_path / ".venv").exists()
 
 
+def test_too_little_memory_is_said_first(tmp_path):
+    for name in ("environment.sh", "requirements.txt", "requirements-cpu.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "awk").write_text("#!/bin/sh\necho 4000\n")
+    (tmp_path / "awk").chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHON": "none", "CUDA_VISIBLE_DEVICES": ""}
+    shell = ["bash", "-c", "source environment.sh"]
+    done = subprocess.run(shell, cwd=tmp_path, capture_output=True, text=True, env=environment)
+    said = done.stderr.splitlines()
+    assert done.returncode == 2 and "4000 MB" in said[0] and "set PYTHON" in said[1]
+
+
 @pytest.mark.parametrize("source", [["--source", "parts"], ["--source=parts"]])
 def test_run_sh_takes_relative_paths_from_the_folder_that_it_is_called_from(source, tmp_path, embedded):
     """Both have a folder `parts`: that of the caller's is the empty one."""
