@@ -26,8 +26,8 @@ and tests must pass in the sandbox, at the default limits.
 
 Differs from EvalPlus's command: fenced blocks are taken whole, where its sanitizer loses decorated functions
 and guarded imports; a completion that takes its sanitizer more than 60 s fails; at least 4 s per test input,
-not 1 s; load changes no verdict (parts/scoring.py). Its guard is no sandbox: score only models whose output
-you would run.
+not 1 s (its own default, too, since commit af49138, which is not released); load changes no verdict
+(parts/scoring.py). Its guard is no sandbox: score only models whose output you would run.
 """
 
 import argparse
@@ -235,6 +235,18 @@ def write_prompt(benchmark: str, task: str, prompt: str, tokenizer) -> tuple[str
         problem = f"cannot use the model's chat template ({error}): take --prompt completion"
         raise BadInput(" ".join(problem.split())) from None
     return text, stop
+
+
+def check_prompts(jobs: list[Job]):
+    """Write a prompt of each model's jobs: a chat template that refuses it costs no start of an engine. Raises
+    BadInput."""
+    from transformers import AutoTokenizer
+
+    for job in jobs:
+        if model := job.settings["model"]:
+            tokenizer = AutoTokenizer.from_pretrained(model)
+            prompt = choose_prompt(job.settings["prompt"], job.benchmark, tokenizer, model)
+            write_prompt(job.benchmark, next(iter(job.tasks.values()))["prompt"], prompt, tokenizer)
 
 
 def generate(model: str, jobs: list[Job], engine_options: dict):
@@ -696,6 +708,7 @@ def run(given: argparse.Namespace):
         for benchmark, (tasks, md5) in loaded.items():
             folder = out / benchmark if len(loaded) > 1 else out
             jobs.append(make_job(given, model, prompt, benchmark, tasks, md5, folder))
+    check_prompts(jobs)
     names = "server", "tensor_parallel", "data_parallel", "engine_option"
     engine_options = {name: getattr(given, name) for name in names}
     evaluate(jobs, given.workers, engine_options)

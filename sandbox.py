@@ -388,6 +388,7 @@ def main():
     parser.add_argument("--workers", type=int, help="programs at the same time (default: one per core)")
     parser.add_argument("--check", action="store_true", help="what protects here, and a few known programs")
     options = parser.parse_args()
+    sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may lack letters that a path has
     try:
         if options.check:
             return check()

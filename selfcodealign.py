@@ -205,8 +205,8 @@ def open_run(
             files = f"{stages[name].text}.md or examples than those in {PROMPTS}"
             raise BadInput(f"{folder}: its {name} were made with another {files}: take another --out")
     if is_new:
-        check_engine(config["model"], **engine_options)
         next(read_source(config["source"]), None)  # a bad source leaves no run folder behind
+        check_engine(config["model"], **engine_options)
     return Run(folder, config | {"prompts": recorded | prompts}, engine_options, stages)
 
 

@@ -423,6 +423,7 @@ def work(arguments: argparse.Namespace) -> int:
 
 
 def main() -> int:
+    sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may lack letters that a text has
     try:
         if sys.argv[1:2] == ["trace"]:
             return trace.main(sys.argv[2:], TABLES)

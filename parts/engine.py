@@ -139,8 +139,9 @@ def quiet_libraries():
         os.environ[name] = "1"
     if not os.environ.get("VLLM_PORT", "0").isdigit():
         del os.environ["VLLM_PORT"]  # in Kubernetes the address of a service that is named vllm
-    logging.getLogger("vllm").setLevel(logging.ERROR)  # for what it says before it reads its own setting
-    logging.getLogger("torch._library.triton").setLevel(logging.ERROR)  # missing on every CPU
+    # vLLM before it reads its own setting, and torch, which misses Triton and CUDA where no GPU is
+    for name in ("vllm", "torch._library.triton", "torch.utils.flop_counter", "torch.utils.cpp_extension"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", "`torch.distributed.reduce_op` is deprecated", FutureWarning)
 
 

@@ -4,7 +4,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side, on small models
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
@@ -22,11 +24,25 @@ def embedded() -> str:
 
 @pytest.fixture(scope="session")
 def model(embedded, tmp_path_factory) -> str:
-    """A checkpoint folder for all tests whose point is not the text: fast, and every row is well-formed."""
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    # In a process of its own: the sandbox's tests start from one that has no threads
-    subprocess.run([sys.executable, Path(__file__).parent / "tiny_model.py", embedded, folder], check=True)
+    """A checkpoint folder for all tests whose point is not the text: fast, and every row is well-formed. The
+    first process of the test run makes it."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "tiny"
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            made = folder.with_name("tiny.unfinished")
+            # In a process of its own: the sandbox's tests start from one that has no threads
+            command = [sys.executable, Path(__file__).parent / "tiny_model.py", embedded, made]
+            subprocess.run(command, check=True)
+            made.rename(folder)
     return str(folder)
+
+
+def pytest_collection_modifyitems(items):
+    """Tests that share a run folder, which one process locks at a time, stay in one process."""
+    for item in items:
+        if "whole" in item.fixturenames:
+            item.add_marker(pytest.mark.xdist_group("whole"))
 
 
 @pytest.fixture(scope="session")

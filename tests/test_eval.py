@@ -24,7 +24,7 @@ from test_errors import refused
 import eval as ours
 from eval import check_folder, check_samples, fenced_block, load_tasks, read_samples
 from extras.report import main as report
-from parts import benchmarks
+from parts import benchmarks, scoring
 from parts.benchmarks import OVERRIDES, load_benchmark
 from parts.rows import BadInput, fingerprint
 from parts.scoring import prepare_process, sanitized
@@ -170,7 +170,8 @@ def spin():
 
 
 @needs_benchmark
-def test_a_busy_machine_changes_no_verdict():
+def test_a_busy_machine_changes_no_verdict(monkeypatch):
+    monkeypatch.setattr(scoring, "MIN_TIME_LIMIT", 2.0)
     tasks = load_benchmark("humaneval").tasks
     chosen = {task_id: tasks[task_id] for task_id in list(tasks)[:2]}
     late = "\nimport time\nhonest, {0} = {0}, None\ndef {0}(*arguments, calls=[]):\n"
@@ -178,10 +179,10 @@ def test_a_busy_machine_changes_no_verdict():
     late += "    while len(calls) == 1 and time.process_time() < calls[0] + {1}:\n        pass\n"
     late += "    return honest(*arguments)"
     expected = {}
-    for (task_id, task), seconds in zip(chosen.items(), (2.4, 5)):
+    for (task_id, task), seconds in zip(chosen.items(), (1.2, 2.5)):
         right = task["prompt"] + task["canonical_solution"]
         expected[task_id, right] = True
-        expected[task_id, right + late.format(task["entry_point"], seconds)] = seconds < 4
+        expected[task_id, right + late.format(task["entry_point"], seconds)] = seconds < 2
     burners = [multiprocessing.Process(target=spin, daemon=True) for _ in os.sched_getaffinity(0)]
     for burner in burners:
         burner.start()
@@ -484,6 +485,15 @@ def test_killed_generation_goes_on_and_every_prompt_is_the_one_wanted(tmp_path, 
     assert result["base"]["n"] == 12 and result["prompt_used"] == "paper" and len(result["tasks"]) == 6
     assert json.loads((tmp_path / "out" / "self" / "result.json").read_text())["base"]["n"] == 8
     refused(command(*command_line, "--seed", 1), "another seed")
+
+
+def test_a_chat_template_that_cannot_be_used_is_found_before_an_engine_starts(tmp_path, command, model):
+    broken = tmp_path / "model"
+    shutil.copytree(model, broken, ignore=shutil.ignore_patterns("*.safetensors"))
+    (broken / "chat_template.jinja").write_text("{{ raise_exception('no system role') }}")
+    asked = ["--benchmark", "self", "--data", self_made(tmp_path), "--out", tmp_path / "out"]
+    refused(command("eval.py", "--model", broken, *asked), "no system role", "--prompt completion")
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_answers_of_all_models_are_checked_together_and_equal_ones_once(tmp_path, monkeypatch):

@@ -456,13 +456,12 @@ def a_rank(rank, world, folder, expected, expected_by_kernel):
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_ranks_share_what_one_loads_and_step_as_one(tied, tiny, untied, alone):
+@pytest.mark.parametrize("tied, world", [(True, 2), (False, 4)])
+def test_ranks_share_what_one_loads_and_step_as_one(tied, world, tiny, untied, alone):
     folder = tiny if tied else untied
     expected, by_kernel = some_steps(folder, "fp32")[0], some_steps(folder, "mixed", steps=1)[0]
-    for world in (2, 4):
-        torch.multiprocessing.spawn(a_rank, (world, str(folder), expected, by_kernel), nprocs=world)
-        (folder / str(world)).unlink()
+    torch.multiprocessing.spawn(a_rank, (world, str(folder), expected, by_kernel), nprocs=world)
+    (folder / str(world)).unlink()
 
 
 def a_rank_that_waits(rank, port):
@@ -581,10 +580,10 @@ def test_after_a_full_disk_the_same_command_goes_on(tiny, data, tmp_path, comman
     assert [row["step"] for row in rows_of(tmp_path / "model")] == [1, 2, 3, 4, 5]
 
 
-def test_too_little_memory_is_one_line(embedded, tmp_path, command):
+def test_too_little_memory_is_one_line(tiny, tmp_path, command):
     row = {"instruction": "Count.", "response": "\n".join(f"x{n} = {n}" for n in range(3000))}
     (tmp_path / "long.jsonl").write_text(json.dumps(row) + "\n")
-    words = options(embedded, tmp_path / "long.jsonl", tmp_path / "model", "--max-length", 8192)
+    words = options(tiny, tmp_path / "long.jsonl", tmp_path / "model", "--max-length", 8192)
     stopped = command("train.py", *words, "--recompute", "off", prefix=["prlimit", "--as=4000000000"])
     refused(stopped, "out of memory", "--recompute on")
 
