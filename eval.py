@@ -238,8 +238,7 @@ def write_prompt(benchmark: str, task: str, prompt: str, tokenizer) -> tuple[str
 
 
 def check_prompts(jobs: list[Job]):
-    """Write a prompt of each model's jobs: a chat template that refuses it costs no start of an engine. Raises
-    BadInput."""
+    """Write a prompt of each job: a chat template that refuses it costs no engine. Raises BadInput."""
     from transformers import AutoTokenizer
 
     for job in jobs:

@@ -1,6 +1,7 @@
 """A map over all cores, in order, some items ahead, in processes that end with their parent."""
 
 import collections
+import gc
 import itertools
 import multiprocessing
 import os
@@ -34,6 +35,7 @@ def prepare_worker(function: Callable):
     prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     warnings.simplefilter("ignore")
+    gc.set_threshold(100_000, 50, 50)  # syntax trees are many objects in no circle: a tenth of the time
 
 
 def run_batch(batch: list[tuple]) -> list:

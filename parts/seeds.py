@@ -45,7 +45,7 @@ import sys
 import sysconfig
 import tempfile
 import tokenize
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pyrefly.__main__
@@ -59,6 +59,8 @@ BANNED_WORDS = ("todo", "fixme", "bug")
 BANNED_IMPORTS = {"argparse", "os", "subprocess", "sys", "setuptools", "distutils", "matplotlib", "seaborn"}
 PARSED_AT_A_TIME = 64  # files, by one process
 TYPE_CHECKED_AT_A_TIME = 256  # functions; starting the checker takes longer than checking a few
+BUILTINS = frozenset(dir(builtins))
+ROWS_AT_A_TIME = 16_384  # candidates in memory, whose rejected ones are not checked
 NOT_CHECKED = "the type checker broke on it"
 NOT_PYTHON = (SyntaxError, ValueError, RecursionError, MemoryError)  # what parsing raises
 TYPE_CHECK_SECONDS = 300  # for as many; no verdict so far took a tenth of it
@@ -182,7 +184,7 @@ def functions(where: str, text: str, home: str = "") -> list[dict]:
             else:
                 kept = [part for part in node.decorator_list if means_the_same_anywhere(part, imports)]
                 spans = [lines[part.lineno - 1 : part.end_lineno] for part in (*kept, node)]
-                row |= stand_alone("\n".join(itertools.chain(*spans)), imports, project)
+                row |= stand_alone("\n".join(itertools.chain(*spans)), node, imports, project)
             rows.append(row)
     return rows
 
@@ -218,10 +220,12 @@ def means_the_same_anywhere(decorator: ast.expr, imports: dict[str, list[str]]) 
     return all(name in imports and is_standard(chosen(imports[name])) for name in names)
 
 
-def stand_alone(code: str, imports: dict[str, list[str]], project: set[str]) -> dict:
+def stand_alone(code: str, node: ast.AST, imports: dict[str, list[str]], project: set[str]) -> dict:
     """{"code"}, with the imports that it needs in front, taken from those of its file, and {"reject"} where
-    it cannot stand alone. `project`: the names that its project's modules are imported from."""
-    if any(word in code.lower() for word in BANNED_WORDS):
+    it cannot stand alone. `node`: its syntax tree. `project`: the names that its project's modules are
+    imported from."""
+    lowered = code.lower()
+    if any(word in lowered for word in BANNED_WORDS):
         return {"code": code, "reject": "banned_word"}
     try:
         missing = free_names(code)
@@ -229,33 +233,38 @@ def stand_alone(code: str, imports: dict[str, list[str]], project: set[str]) -> 
         return {"code": code, "reject": "syntax_error"}
     if not missing <= imports.keys():
         return {"code": code, "reject": "undefined_name"}
+    parts = list(ast.walk(node))
     # A quoted name that nothing imports may be no name: the type checker tells
-    quoted = quoted_annotations(code) & imports.keys()
+    quoted = quoted_annotations(parts) & imports.keys()
+    paths = imported_paths(parts)
     if block := import_block(code, [imports[name] for name in missing | quoted]):
         code = f"{block}\n\n\n{code}"
-    reject = import_reject(code, project)
+        paths += imported_paths(ast.parse(block).body)
+    reject = import_reject(paths, project)
     return {"code": code, "reject": reject} if reject else {"code": code}
 
 
-def import_reject(code: str, project: set[str]) -> str | None:
-    paths = {tuple(path.split(".")) for path in imported_paths(code)}
-    packages = {path[0] for path in paths}
+def import_reject(paths: list[str], project: set[str]) -> str | None:
+    split = {tuple(path.split(".")) for path in paths}
+    packages = {path[0] for path in split}
     if "" in packages:
         return "relative_import"
-    private = any(name[:1] == "_" and name[:2] != "__" for path in paths for name in path)
+    private = any(name[:1] == "_" and name[:2] != "__" for path in split for name in path)
     if private or not packages.isdisjoint(project):
         return "project_import"
     return None if packages.isdisjoint(BANNED_IMPORTS) else "banned_import"
 
 
-def imported_paths(code: str) -> Iterator[str]:
-    """What each import anywhere in `code` brings, as a dotted path: package.module.name, or .module.name."""
-    for node in ast.walk(ast.parse(code)):
+def imported_paths(nodes: Iterable[ast.AST]) -> list[str]:
+    """What each import brings, as a dotted path: package.module.name, or .module.name."""
+    paths = []
+    for node in nodes:
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            paths += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             module = "." * node.level + (node.module or "")
-            yield from (f"{module}.{alias.name}" for alias in node.names)
+            paths += [f"{module}.{alias.name}" for alias in node.names]
+    return paths
 
 
 def free_names(code: str) -> set[str]:
@@ -271,13 +280,13 @@ def free_names(code: str) -> set[str]:
         for symbol in table.get_symbols():
             if symbol.is_referenced() and (table is module or symbol.is_global()):
                 read.add(symbol.get_name())
-    return read - defined - set(dir(builtins))
+    return read - defined - BUILTINS
 
 
-def quoted_annotations(code: str) -> set[str]:
+def quoted_annotations(nodes: Iterable[ast.AST]) -> set[str]:
     """The names in annotations that are written as text, and text in Literal[...] that looks like one."""
     names = set()
-    for node in ast.walk(ast.parse(code)):
+    for node in nodes:
         for annotation in (getattr(node, "annotation", None), getattr(node, "returns", None)):
             for part in ast.walk(annotation) if annotation else ():
                 if isinstance(part, ast.Constant) and isinstance(part.value, str):
@@ -341,12 +350,21 @@ def is_standard(statement: str) -> bool:
 def type_checked(candidates: Iterator[dict]) -> Iterator[dict]:
     """Yield the candidates in their order, those with a type error rejected; no more are taken than the next
     batch needs."""
-    while batch := list(itertools.islice(candidates, TYPE_CHECKED_AT_A_TIME)):
+    while batch := list(itertools.islice(up_to_fit(candidates, TYPE_CHECKED_AT_A_TIME), ROWS_AT_A_TIME)):
         fit = [row for row in batch if "reject" not in row]
         for row, error in zip(fit, type_errors([row["code"] for row in fit]), strict=True):
             if error:
                 row |= {"reject": "not_checked" if error is NOT_CHECKED else "type_error", "error": error}
         yield from batch
+
+
+def up_to_fit(candidates: Iterator[dict], count: int) -> Iterator[dict]:
+    """The candidates up to the one that is the last of `count` without a reject."""
+    for row in candidates:
+        yield row
+        count -= "reject" not in row
+        if not count:
+            return
 
 
 PYREFLY = """

@@ -77,8 +77,8 @@ def bench_steps(source):
     ]
     shapes = timed("functions: shape", lambda: [seeds.shape_reject(node) for node in tops])
     fit = [node for node, reject in zip(tops, shapes) if reject is None]
-    codes = [ast.unparse(node) for node in fit]
-    timed("functions: names and imports", lambda: [seeds.stand_alone(code, {}, set()) for code in codes])
+    codes = [(ast.unparse(node), node) for node in fit]
+    timed("functions: names and imports", lambda: [seeds.stand_alone(*code, {}, set()) for code in codes])
     rows = timed("functions: all of it, all cores", lambda: list(seeds.extract(source)))
     counts = collections.Counter(row.get("reject", "to the type checker") for row in rows)
     print("; ".join(f"{reason} {count}" for reason, count in counts.most_common()))
