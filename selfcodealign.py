@@ -15,7 +15,7 @@
 A stage makes rows from the kept rows of its parent stage (`METHOD`, below the stages). A row is on disk as
 soon as it is made, with the ids of all that it was made from; a rejected row stays, with its reason in
 `reject`. If a run is killed, run it again: only missing rows are made. What is drawn for a row depends on the
-run's seed and on ids only (`draw`), never on order or time.
+run's seed and on ids only (`draw`), never on order or time. The model's text depends on its engine, too.
 
 Three parts of these steps stand elsewhere: parts/seeds.py says which functions stand alone, with its reasons,
 parts/contamination.py what is text of a benchmark, and parts/behaviour.py what solves a benchmark's task.
@@ -833,7 +833,7 @@ def funnel(folder: Path) -> dict:
             if "reject" in row:
                 rejects[row["reject"]] += 1
                 contaminated_tasks.update(row.get("benchmark", ()))
-            if stages[stage][0] == "instructions":
+            if stages[stage][2]:  # the samples of a task, whatever stages stand between
                 samples[row["instruction_id"]] += 1
             elif stage == "executions":
                 passing[row["instruction_id"]] += "reject" not in row

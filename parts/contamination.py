@@ -120,10 +120,8 @@ class Decontaminator:
             )
         self.runnable = {task_id: task for task_id, task in tasks if "plus_input" in task}
         self.needles = collections.defaultdict(dict)  # first MIN_NEEDLE characters: {needle: task id}
-        self.texts, self.texts_with = (
-            [],
-            collections.defaultdict(list),
-        )  # (task id, six-grams in all); six-gram: the texts that hold it
+        self.texts = []  # (task id, six-grams in all)
+        self.texts_with = collections.defaultdict(list)  # six-gram: the texts that hold it
         for task_id, task in tasks:
             for text in dict.fromkeys(task_texts(task)):
                 if len(needle := normalise(text)) >= MIN_NEEDLE:

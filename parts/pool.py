@@ -12,14 +12,11 @@ from collections.abc import Callable, Iterable, Iterator
 from parts.containment import PR_SET_PDEATHSIG, prctl
 
 
-def map_in_order(
-    function: Callable, items: Iterable[tuple], at_a_time: int = 64, start: str | None = None
-) -> Iterator:
-    """Yield `function(*item)` of each item. `start`: "spawn" where this process has threads."""
+def map_in_order(function: Callable, items: Iterable[tuple], at_a_time: int = 64) -> Iterator:
+    """Yield `function(*item)` of each item."""
     items = iter(items)
     batches = iter(lambda: list(itertools.islice(items, at_a_time)), [])
-    context = multiprocessing.get_context(start)
-    with context.Pool(initializer=prepare_worker, initargs=(function,)) as pool:
+    with multiprocessing.Pool(initializer=prepare_worker, initargs=(function,)) as pool:
         begun = (pool.apply_async(run_batch, (batch,)) for batch in batches)
         ahead = collections.deque(itertools.islice(begun, 2 * os.cpu_count()))
         while ahead:
