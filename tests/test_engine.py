@@ -180,7 +180,7 @@ VLLM += ["--port={port}", "--max-model-len=1024", "--enforce-eager", "--dtype=fl
 LLAMA_CPP = """
 import sys, time, xllamacpp
 options = xllamacpp.CommonParams()
-options.model.path, options.port, options.hostname = sys.argv[1], int(sys.argv[2]), "127.0.0.1"
+options.model.path, options.port = sys.argv[1], int(sys.argv[2])
 options.n_ctx, options.n_parallel = 2048, 2
 server = xllamacpp.Server(options)
 time.sleep(600)

@@ -24,6 +24,7 @@ EXECUTED = {
     "selection": ["executions", "response_id", False],
 }
 NOT_EXECUTED = {"selection": ["responses", "response_id", False]}
+IDS = {"instruction_id": "i", "response_id": "r"}
 EXAMPLES = [
     {
         "id": f"x{n}",
@@ -103,7 +104,7 @@ def test_messages_are_what_chat_trainers_take(run_folder, tmp_path, command):
 
 @pytest.mark.parametrize("format", ["messages", "preference"])
 def test_llama_factory_finds_its_form_of_the_rows(run_folder, tmp_path, monkeypatch, format):
-    example = EXAMPLES[0] | {"instruction_id": "i", "response_id": "r"}
+    example = EXAMPLES[0] | IDS
     pair = outcomes.pair_of(example, {"id": "w", "response": "wrong", "outcome": "failed"})
     monkeypatch.setattr(outcomes, "preference_pairs", lambda *_: ([pair], {"examples": 1}))
     export(run_folder, tmp_path / "out", format)
@@ -120,12 +121,18 @@ def test_llama_factory_finds_its_form_of_the_rows(run_folder, tmp_path, monkeypa
 
 
 @pytest.mark.skipif(not os.environ.get("SLOW"), reason="installs TRL and LLaMA-Factory: set SLOW=1")
-def test_other_trainers_learn_the_tokens_that_train_py_learns(run_folder, tmp_path, model):
+def test_other_trainers_learn_the_tokens_that_train_py_learns(run_folder, tmp_path, model, monkeypatch):
     (run_folder / "sft.jsonl").write_text("".join(json.dumps(row) + "\n" for row in EXAMPLES[:20]))
-    export(run_folder, tmp_path / "out", "messages")
-    script = ROOT / "tests" / "works_with.sh"
-    done = subprocess.run([script, tmp_path / "out", model], capture_output=True, text=True)
-    assert done.returncode == 0 and done.stdout.count("20 examples") == 2, done.stdout + done.stderr
+    export(run_folder, tmp_path / "messages", "messages")
+    pairs = [
+        outcomes.pair_of(row | IDS, {"id": "w", "response": "Wrong.", "outcome": "failed"})
+        for row in EXAMPLES[:20]
+    ]
+    monkeypatch.setattr(outcomes, "preference_pairs", lambda *_: (pairs, {"examples": 20}))
+    export(run_folder, tmp_path / "preference", "preference")
+    command = [ROOT / "tests" / "works_with.sh", model, tmp_path / "messages", tmp_path / "preference"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.count("20 examples") == 4, done.stdout + done.stderr
 
 
 def test_the_card_states_what_is_known_and_no_more(run_folder, tmp_path):

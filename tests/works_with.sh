@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # What TRL and LLaMA-Factory learn of an export, counted with each library's own loader: tests/works_with.py.
 #
-#   ./tests/works_with.sh EXPORT MODEL     EXPORT: a folder of `export --format messages`; MODEL: whose tokenizer
+#   ./tests/works_with.sh MODEL EXPORT ...     EXPORT: folders of `export --format messages` or `preference`; MODEL: whose tokenizer
 #
 # Installs them in a temporary folder, over the packages of .venv, without what they need only to train (100 MB).
 set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)
-export_folder=$(realpath "$1") model=$(realpath "$2")
+model=$(realpath "$1")
+mapfile -t exports < <(realpath "${@:2}")
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 export PATH="$here/.venv/bin:$PATH" HF_HUB_OFFLINE=1 HF_DATASETS_CACHE=$scratch/cache
@@ -16,8 +17,10 @@ learn() { # NAME PACKAGES..
     local name=$1
     shift
     python -m pip install -q --no-deps --target "$scratch/$name" "$@"
-    PYTHONPATH=$scratch/$name python "$here/tests/works_with.py" "$name" "$export_folder" "$model" 2>"$scratch/log" |
-        grep 'tokens learned' || { tail -n 20 "$scratch/log" >&2; exit 1; }
+    for folder in "${exports[@]}"; do
+        PYTHONPATH=$scratch/$name python "$here/tests/works_with.py" "$name" "$folder" "$model" 2>"$scratch/log" |
+            grep 'tokens learned' || { tail -n 20 "$scratch/log" >&2; exit 1; }
+    done
 }
 
 learn trl trl==1.16.0
