@@ -132,7 +132,7 @@ def test_other_trainers_learn_the_tokens_that_train_py_learns(run_folder, tmp_pa
     export(run_folder, tmp_path / "preference", "preference")
     command = [ROOT / "tests" / "works_with.sh", model, tmp_path / "messages", tmp_path / "preference"]
     done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0 and done.stdout.count("20 examples") == 4, done.stdout + done.stderr
+    assert done.returncode == 0 and done.stdout.count("20 examples") == 5, done.stdout + done.stderr
 
 
 def test_the_card_states_what_is_known_and_no_more(run_folder, tmp_path):

@@ -1,6 +1,6 @@
 """What another library learns of an export, against train.py. See works_with.sh, which installs the libraries.
 
-    python tests/works_with.py {trl,llama-factory} EXPORT MODEL     EXPORT: of --format messages or preference
+    python tests/works_with.py {trl,llama-factory,axolotl} EXPORT MODEL     EXPORT: of --format messages or preference
 
 One line: how many examples, and how many tokens are learned of them, of a pair those of the chosen answer. Exit
 status 0 only if each example's are train.py's, with at most one token after them: the line break that a chat
@@ -51,7 +51,19 @@ def llama_factory(export: Path, model: str, scratch: str, pairs: bool) -> list[l
     return [row["chosen_labels" if pairs else "labels"] for row in made["train_dataset"]]
 
 
-LIBRARIES = {"trl": trl, "llama-factory": llama_factory}
+def axolotl(export: Path, model: str, scratch: str, pairs: bool) -> list[list[int]]:
+    from axolotl.prompt_strategies.chat_template import load
+    from axolotl.utils.dict import DictDefault
+    from transformers import AutoTokenizer
+
+    settings = DictDefault({"sequence_len": 100_000, "chat_template": "tokenizer_default"})
+    data = DictDefault({"path": str(export), "type": "chat_template", "field_messages": "messages"})
+    strategy = load(AutoTokenizer.from_pretrained(model), settings, ds_cfg=data)
+    rows = map(json.loads, (export / "train.jsonl").read_bytes().splitlines())
+    return [strategy.tokenize_prompt({"messages": row["messages"]})["labels"] for row in rows]
+
+
+LIBRARIES = {"trl": trl, "llama-factory": llama_factory, "axolotl": axolotl}
 
 
 def main(library: str, export: Path, model: str) -> int:

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What TRL and LLaMA-Factory learn of an export, counted with each library's own loader: tests/works_with.py.
+# What TRL, LLaMA-Factory and axolotl learn of an export, counted with each library's own loader: tests/works_with.py.
 #
 #   ./tests/works_with.sh MODEL EXPORT ...     EXPORT: folders of `export --format messages` or `preference`; MODEL: whose tokenizer
 #
@@ -18,12 +18,14 @@ learn() { # NAME PACKAGES..
     shift
     python -m pip install -q --no-deps --target "$scratch/$name" "$@"
     for folder in "${exports[@]}"; do
+        [ "$name" != axolotl ] || grep -q '"messages"' "$folder/train.jsonl" || continue # its pairs have a form of their own
         PYTHONPATH=$scratch/$name python "$here/tests/works_with.py" "$name" "$folder" "$model" 2>"$scratch/log" |
             grep 'tokens learned' || { tail -n 20 "$scratch/log" >&2; exit 1; }
     done
 }
 
 learn trl trl==1.16.0
+learn axolotl axolotl==0.19.0 colorama==0.4.6
 mkdir -p "$scratch/llama-factory/torchaudio" # imported, never called for text, and its wheels need CUDA
 touch "$scratch/llama-factory/torchaudio/__init__.py"
 learn llama-factory llamafactory==0.9.5 transformers==5.6.0 tokenizers==0.22.2 huggingface_hub==1.17.0 trl==0.24.0 \
