@@ -62,7 +62,9 @@ def test_mutants_are_different_parse_and_a_few_are_always_the_same():
     assert drawn == mutants(CODE, 3) and set(drawn) < set(every)
     assert mutants("import math", 9) == []
     assert mutants(DEEP, 9) == []
-    assert all(map(ast.parse, mutants(ODD, 9)))  # Python 3.12 writes it as only 3.12 reads it, 3.11 not at all
+    assert all(
+        map(ast.parse, mutants(ODD, 9))
+    )  # Python 3.12 writes it as only 3.12 reads it, 3.11 not at all
 
 
 def test_strong_tests_kill_more_than_weak_ones_and_tests_of_nothing_none(box):
