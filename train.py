@@ -778,6 +778,7 @@ def main() -> int:
     try:
         train(parse_arguments())
     except (BadInput, OSError) as error:
+        sys.unraisablehook = lambda _: None  # Python 3.13 shows how torch's writer of a full disk fails again
         print(f"train.py: {error}", file=sys.stderr)
         return 2
     except RuntimeError as error:
