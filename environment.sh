@@ -18,7 +18,7 @@ if [ -n "$driver" ]; then
     requirements=requirements.txt
 else
     # ./run.sh with the embedded model takes 5.2 to 5.8 GB at its peak, of which 3 are vLLM's cache
-    memory=$(awk '/^MemTotal/ { print int($2 / 1000) }' /proc/meminfo) # MB
+    memory=$(awk '/^MemTotal/ { print int($2 / 1000) }' /proc/meminfo) || memory=7000 # MB; not known without awk
     limit=$(cat /sys/fs/cgroup/memory.max 2>/dev/null) || limit=max
     if [ "$limit" != max ] && [ $((limit / 1000000)) -lt "$memory" ]; then memory=$((limit / 1000000)); fi
     if [ "$memory" -lt 7000 ]; then

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from parts.folder import is_leftover
-from parts.rows import Appender, BadInput, draw, lock_folder, read_rows, row_id
+from parts.rows import Appender, BadInput, draw, lock_folder, read_rows, row_id, write_atomically
 
 
 def test_a_torn_last_line_is_dropped_and_done_again(tmp_path):
@@ -68,3 +68,12 @@ def test_a_file_system_without_locks_keeps_other_processes_and_other_machines_ou
         lock_folder(folder)
     mark.unlink()
     lock_folder(folder).close()
+
+
+def test_a_file_is_replaced_and_never_written_in_place(tmp_path):
+    file = tmp_path / "config.json"
+    file.write_text("old")
+    with file.open() as before:
+        write_atomically(file, "new")
+        assert before.read() == "old" and file.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [file]
