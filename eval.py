@@ -46,13 +46,13 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from parts.benchmarks import VERSIONS, load_benchmark
 from parts.code import code_blocks, parses, program, python_code, runnable_code
+from parts.comparison import compare, table
 from parts.containment import PR_SET_PDEATHSIG, prctl
 from parts.engine import check_model, start_engine, stream
 from parts.examples import load_examples
+from parts.folder import positive
 from parts.request import Request, chat_ids, prompt_ids
 from parts.rows import (
     Appender,
@@ -66,11 +66,12 @@ from parts.rows import (
     read_rows,
     row_id,
     write_atomically,
+    write_json,
 )
-from parts.scoring import ALWAYS_FAILS, LOAD_FACTOR, MIN_TIME_LIMIT, check_all, sanitized
-from parts.statistics import compare_groups, paired, paired_shares, summary
+from parts.scoring import LOAD_FACTOR, MIN_TIME_LIMIT, check_all, sanitized
+from parts.statistics import summary
 from sandbox import Sandbox, SandboxError
-from selfcodealign import METHOD, PROMPTS, prompt_of
+from selfcodealign import ENGINE, METHOD, PROMPTS, add_engine_options, prompt_of
 
 CONTEXT = 2048  # tokens of prompt and answer, as in EvalPlus
 EVALPLUS_PREFIXES = (  # of its instruct prompt and of the answer: facts of EvalPlus, local variables there
@@ -83,15 +84,6 @@ PAPER_PROMPT = (
     "Write a Python function that solves the task below. "
     "Answer with the complete code in one fenced block.\n\n```python\n{}```"
 )
-# A benchmark's own tests are `base` in its result.json; `plus` are these and those that EvalPlus added.
-SUITES = {
-    ("humaneval", "base"): "humaneval",
-    ("humaneval", "plus"): "humaneval+",
-    ("mbpp", "base"): "mbpp",
-    ("mbpp", "plus"): "mbpp+",
-    ("self", "base"): "self",
-}
-SCORED_WITH = ("dataset_md5", "evalplus", "min_time_limit", "load_factor")  # equal in comparable results
 
 
 # --------------------------------------------------------------------------------------------- tasks, samples
@@ -169,7 +161,7 @@ def make_job(given, model: str | None, prompt: str, benchmark: str, tasks: dict,
         settings |= {"samples_file": None, "fingerprint": fingerprint(Path(model)), "prompt": prompt}
         settings |= {"samples": int(given.samples or 1), "temperature": given.temperature}
         settings |= {"seed": given.seed, "max_tokens": given.max_tokens}
-        settings |= {"engine_option": given.engine_option} if given.engine_option else {}
+        settings |= {"engine_option": given.engine_option} if "engine_option" in given else {}
     else:
         settings |= {"samples_file": given.samples, "fingerprint": fingerprint(Path(given.samples))}
         samples = [sample for sample in read_samples(Path(given.samples), tasks) if sample[0] in chosen]
@@ -190,11 +182,6 @@ def check_folder(folder: Path, settings: dict):
         raise BadInput(f"{folder} exists and is not a result folder: take another --out")
     if changed := [key for key in settings | recorded if recorded.get(key) != settings.get(key)]:
         raise BadInput(f"{folder} holds the result of another {', '.join(changed)}: take another --out")
-
-
-def write_json(path: Path, contents: dict):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json.dumps(contents, indent=2))
 
 
 # ---------------------------------------------------------------------------------------------------- answers
@@ -285,7 +272,9 @@ def make_requests(job: Job, model: str, engine) -> Iterator[Request]:
         room = min(settings["max_tokens"], engine.context - len(ids))
         seed = draw(settings["seed"], "eval", task_id, index) if settings["temperature"] else None
         row = {"id": answer_id, "task_id": task_id, "sample": index, "prompt": prompt, "prompt_text": text}
-        yield Request(answer_id, ids, room, seed, stop, row, temperature=settings["temperature"])
+        # A model may be asked for the same answers twice, by two prompts.
+        request_id = f"{job.folder}/{answer_id}"
+        yield Request(request_id, ids, room, seed, stop, row, temperature=settings["temperature"])
 
 
 def fenced_block(text: str, entry_point: str) -> str:
@@ -440,203 +429,6 @@ def write_result(job: Job):
     write_json(job.folder / "result.json", result)
 
 
-# ------------------------------------------------------------------------------------------------- comparison
-
-
-def read_scored(folder: Path) -> dict:
-    """What the result.json of a folder, or those of its subfolders, say of a model: `results` by benchmark,
-    `scores` and `passing` {task id: samples that pass} by suite, the `folder`, and `what` was scored. Raises
-    BadInput."""
-    own, results, passing, samples = folder / "result.json", {}, {}, {}
-    for file in [own] if own.is_file() else sorted(folder.glob("*/result.json")):
-        try:
-            result = json.loads(file.read_text(encoding="utf-8"))
-            benchmark, tasks = result["benchmark"], result["tasks"]
-            for kind in next(iter(tasks.values())):
-                suite = SUITES[benchmark, kind]
-                samples[suite] = result[kind]["n"] // len(tasks) if "passing_samples" in result else 1
-                counts = {key: found[kind] for key, found in result.get("passing_samples", tasks).items()}
-                passing[suite] = {task_id: int(count) for task_id, count in counts.items()}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
-            raise BadInput(f"no result in {file}: {error!r}") from None
-        if benchmark in results:
-            raise BadInput(f"{folder} holds two results of {benchmark}: name the folder of one")
-        results[benchmark] = result | {"folder": file.parent}
-    if not results:
-        raise BadInput(f"no result in {folder}: neither it nor a subfolder has a result.json")
-    if samples.get("humaneval+", 0) == samples.get("mbpp+"):
-        samples["both+"] = samples["mbpp+"]
-        passing["both+"] = passing["humaneval+"] | passing["mbpp+"]
-    scores = {suite: summary(list(counts.values()), samples[suite]) for suite, counts in passing.items()}
-    found = results.values()
-    what = [result.get("model") or result.get("samples_file") or "no model named" for result in found]
-    what += [f"{result['prompt_used']} prompt" for result in found if result.get("prompt_used")]
-    what = ", ".join(dict.fromkeys(what))
-    return {"folder": str(folder), "what": what, "results": results, "scores": scores, "passing": passing}
-
-
-def read_answers(folder: Path) -> dict[str, dict]:
-    """{task id: its solution, why it failed, the prompt} of a result folder with one sample per task."""
-    samples = [row for _, row in read_objects(folder / "samples.jsonl", "task_id", "solution")]
-    answers = {row["task_id"]: {"solution": row["solution"], "failure": ""} for row in samples}
-    for row in read_rows(folder / "answers.jsonl"):  # none where a samples file was scored
-        answers[row["task_id"]]["prompt_text"] = row.get("prompt_text", "")
-    for row in read_rows(folder / "verdicts.jsonl"):
-        kind = "plus" if row.get("plus") else "base"
-        if row[kind] != "pass":
-            where = f", input {row['failed_input']}" if row.get("failed_input") else ""
-            failure = f"{kind} tests: {row[kind]}{where} {row.get('detail', '')}"
-            answers[row["task_id"]]["failure"] = failure.rstrip()
-    return answers
-
-
-def differing_settings(a: dict, b: dict) -> list[str]:
-    """A line for each setting that differs. Raises BadInput where the verdicts are not comparable."""
-    folders, lines = f"A = {a['folder']} and B = {b['folder']}", []
-    tasks_a, tasks_b = ({suite: set(found) for suite, found in side["passing"].items()} for side in (a, b))
-    if tasks_a != tasks_b:
-        scored = f"{', '.join(tasks_a)} and {', '.join(tasks_b)}"
-        raise BadInput(f"{folders} were not scored on the same tasks: {scored}")
-    if any(score["n"] != b["scores"][suite]["n"] for suite, score in a["scores"].items()):
-        raise BadInput(f"{folders} cannot be compared: they have different numbers of samples")
-    for name, result in a["results"].items():
-        other = b["results"][name]
-        for key in (*SCORED_WITH, "prompt_used", "temperature", "max_tokens"):
-            values = result.get(key), other.get(key)
-            if values[0] != values[1]:
-                expected = " (a base and an aligned model may need it)" if key == "prompt_used" else ""
-                lines.append(f"{name}: {key} is {values[0]} in A, {values[1]} in B{expected}")
-                if key in SCORED_WITH and None not in values:
-                    raise BadInput(f"{folders} cannot be compared: {lines[-1]}")
-    return lines
-
-
-def task_pairs(a: dict, b: dict, suite: str) -> list[tuple[float, float]]:
-    """(share of passing samples in A, in B) of each task."""
-    samples = a["scores"][suite]["n"] / len(a["passing"][suite])
-    return [
-        (n / samples, b["passing"][suite][task_id] / samples) for task_id, n in a["passing"][suite].items()
-    ]
-
-
-def changes(a: dict, b: dict, with_answers: bool) -> list[dict]:
-    """The tasks whose share of passing samples by a benchmark's strictest tests differs, and both answers
-    where they are wanted and one each."""
-    found = []
-    for benchmark in a["results"]:
-        suite = f"{benchmark}+" if f"{benchmark}+" in a["passing"] else benchmark
-        one_each = a["scores"][suite]["n"] == len(a["passing"][suite])
-        sides = {"a": a, "b": b} if with_answers and one_each else {}
-        answers = {name: read_answers(side["results"][benchmark]["folder"]) for name, side in sides.items()}
-        for task_id, in_a in a["passing"][suite].items():
-            if (in_b := b["passing"][suite][task_id]) != in_a:
-                change = {"benchmark": benchmark, "task_id": task_id}
-                change["change"] = "fixed" if in_b > in_a else "broken"
-                found.append(change | {name: answers[name][task_id] for name in sides})
-    return found
-
-
-def compare_pair(a: dict, b: dict, with_answers: bool) -> dict:
-    """By suite: both scores, their paired difference with a 95 % interval, and p (parts/statistics.py):
-    for one sample a task by Agresti and Min's adjusted Wald method and McNemar's exact test, for several by
-    bootstrap and permutation test over tasks. Raises BadInput."""
-    comparison = {name: {key: side[key] for key in ("folder", "what")} for name, side in (("a", a), ("b", b))}
-    comparison |= {"differing_settings": differing_settings(a, b), "suites": []}
-    comparison["not_searched"] = not_searched(b)
-    for suite in a["passing"]:
-        pairs = task_pairs(a, b, suite)
-        scores = {name: side["scores"][suite] for name, side in (("a", a), ("b", b))}
-        row = paired_shares(pairs) if scores["a"]["n"] > len(pairs) else paired(pairs)
-        comparison["suites"].append({"suite": suite, **scores, **row})
-    return comparison | {"changes": changes(a, b, with_answers)}
-
-
-def compare(folder_a: Path, folders_b: list[Path], out: Path | None):
-    """Print the paired comparison of A with each B and, with several, the mean difference with an interval by
-    bootstrap over tasks and runs; write both to compare.json of `out`. Raises BadInput."""
-    a, bs, comparisons = read_scored(folder_a), [read_scored(folder) for folder in folders_b], []
-    for b in bs:
-        comparisons.append(compare_pair(a, b, with_answers=bool(out)))
-        print_comparison(comparisons[-1])
-    contents = comparisons[0]
-    if len(comparisons) > 1:
-        rows = []
-        for suite in a["passing"]:
-            shares = np.array([task_pairs(a, b, suite) for b in bs])  # (models, tasks, A and B)
-            found = compare_groups(shares[:1, :, 0], shares[:, :, 1], np.random.default_rng(0))
-            rows.append({"suite": suite, **found})
-        contents = {"runs": comparisons, "pooled": {"suites": rows}}
-        print(f"B - A over {len(comparisons)} runs")
-        for row in rows:
-            interval = f"95 % interval {row['low']:+.2%} to {row['high']:+.2%}"
-            print(f"{row['suite']:<11} {row['difference']:+.2%} ({interval})")
-    if out:
-        write_json(out / "compare.json", contents)
-        print(f"comparison: {out / 'compare.json'}")
-
-
-def print_comparison(comparison: dict):
-    for side in ("a", "b"):
-        print(f"{side.upper()} = {comparison[side]['folder']} ({comparison[side]['what']})")
-    for line in comparison["differing_settings"]:
-        print(f"differs: {line}")
-    for suite in comparison["not_searched"]:
-        print(f"NOT SEARCHED for in the data of B: tasks of {suite}")
-    for row in comparison["suites"]:
-        a, b = (f"{row[side]['k']}/{row[side]['n']} = {row[side]['pass@1']:.1%}" for side in ("a", "b"))
-        difference = f"{row['difference']:+.1%} (95 % interval {row['low']:+.1%} to {row['high']:+.1%})"
-        counts = f"fixed {row['fixed']}, broken {row['broken']}, {row['test']} p = {row['p']:.3g}"
-        print(f"{row['suite']:<11} A {a}   B {b}   B - A {difference}   {counts}")
-    for kind in ("fixed", "broken"):
-        ids = [change["task_id"] for change in comparison["changes"] if change["change"] == kind]
-        if ids:
-            print(f"{kind}: {', '.join(ids[:20])}" + (f" and {len(ids) - 20} more" if len(ids) > 20 else ""))
-
-
-def table(folders: list[Path], out: Path | None):
-    """Print a Markdown table: by folder and suite, pass@1 in percent (k/n), its 95 % interval, larger pass@k.
-    Write it to table.json of `out`. Raises BadInput."""
-    rows = [read_scored(folder) for folder in folders]
-    suites = [suite for suite in SUITES.values() if any(suite in row["scores"] for row in rows)]
-    lines = [["folder", "model", *suites], ["---", "---", *("---:" for _ in suites)]]
-    for row in rows:
-        scores = [row["scores"].get(suite) for suite in suites]
-        lines.append([row["folder"], row["what"], *(cell(score) if score else "-" for score in scores)])
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    for line in lines:
-        print("| " + " | ".join(text.ljust(width) for text, width in zip(line, widths)) + " |")
-    for row in rows:
-        if unsearched := not_searched(row):
-            print(f"{row['folder']}: the model's data was NOT SEARCHED for tasks of {', '.join(unsearched)}")
-    for benchmark, task_id in ALWAYS_FAILS.items():
-        found = [row["passing"].get(f"{benchmark}+", {}) for row in rows]
-        for n in {len(shares) for shares in found if task_id in shares}:
-            print(f"EvalPlus 0.3.1 fails {task_id} for every answer: {n - 1} of {n} is the best there is")
-    if out:
-        rows = [{key: row[key] for key in ("folder", "what", "scores")} for row in rows]
-        write_json(out / "table.json", {"suites": suites, "rows": rows})
-        print(f"table: {out / 'table.json'}")
-
-
-def not_searched(scored: dict) -> list[str]:
-    """The scored suites whose tasks may stand in the data that the model was trained on. HumanEval+ and MBPP+
-    have the tasks of HumanEval and MBPP, with other solutions."""
-    missing = []
-    for benchmark, result in scored["results"].items():
-        suites = [suite for suite in (f"{benchmark}+", benchmark) if suite in scored["scores"]]
-        searched = result.get("searched")
-        if benchmark != "self" and searched is not None and not {suites[0], f"{benchmark}+"} & set(searched):
-            missing.append(suites[0])
-    return missing
-
-
-def cell(score: dict) -> str:
-    low, high = (100 * end for end in score["interval"])
-    text = f"{100 * score['pass@1']:.1f} ({score['k']}/{score['n']}), {low:.0f} to {high:.0f}"
-    larger = (key for key in score if key.startswith("pass@") and key != "pass@1")
-    return text + "".join(f", {key} {100 * score[key]:.1f}" for key in larger)
-
-
 # ----------------------------------------------------------------------------------------------- command line
 
 
@@ -653,15 +445,13 @@ def parse_arguments() -> argparse.Namespace:
     add("--prompt", nargs="+", choices=kinds, default=["auto"], help="one for all models, or one each")
     add("--temperature", type=float, default=0.0, help="0 is greedy; no top-p")
     add("--seed", type=int, default=0, help="of the sampling")
-    add("--max-tokens", type=int, default=768, help="new tokens per answer (EvalPlus: 768)")
-    add("--limit", type=int, help="only the first tasks, for a quick look")
-    add("--workers", type=int, default=len(os.sched_getaffinity(0)), help="answers checked at a time")
-    add("--server", help="addresses, a comma between, of OpenAI-compatible servers that have the models")
-    add("--tensor-parallel", type=int, default=1, help="GPUs that hold a model")
-    add("--data-parallel", type=int, help="copies of a model (default: 1)")
-    add("--engine-option", action="append", default=[], metavar="NAME=VALUE", help="any option of vLLM's")
+    add("--max-tokens", type=positive(int), default=768, help="new tokens per answer (EvalPlus: 768)")
+    add("--limit", type=positive(int), help="only the first tasks, for a quick look")
+    workers = len(os.sched_getaffinity(0))
+    add("--workers", type=positive(int), default=workers, help="answers checked at a time")
     add("--compare", nargs="+", type=Path, metavar="DIR", help="the folder of A, then of one or more B")
     add("--table", nargs="+", type=Path, metavar="DIR", help="the folders of several models")
+    add_engine_options(parser)
     return parser.parse_args()
 
 
@@ -671,7 +461,6 @@ def check_arguments(given: argparse.Namespace):
     usage = "give --benchmark, --out, and --model or --samples; or --compare DIR_A DIR_B; or --table DIR DIR"
     counted = re.fullmatch("[1-9][0-9]*", given.samples or "1")
     same = models and not given.temperature and given.samples not in (None, "1")
-    numbers = given.max_tokens, given.workers, 1 if given.limit is None else given.limit
     for wrong, problem in (
         (not (given.benchmark and given.out and (models or given.samples)), usage),
         (not len(given.out) == len(set(given.out)) == wanted, f"{wanted} --out wanted, each model its own"),
@@ -679,7 +468,6 @@ def check_arguments(given: argparse.Namespace):
         (not models and len(given.benchmark) > 1, "a samples file is of one --benchmark"),
         (models and not counted, "with --model, --samples is a number of answers per task"),
         (given.temperature < 0 or same, "several samples need a --temperature above 0, or they are the same"),
-        (min(numbers) < 1, "--max-tokens, --workers and --limit are at least 1"),
     ):
         if wrong:
             raise BadInput(problem)
@@ -708,9 +496,7 @@ def run(given: argparse.Namespace):
             folder = out / benchmark if len(loaded) > 1 else out
             jobs.append(make_job(given, model, prompt, benchmark, tasks, md5, folder))
     check_prompts(jobs)
-    names = "server", "tensor_parallel", "data_parallel", "engine_option"
-    engine_options = {name: getattr(given, name) for name in names}
-    evaluate(jobs, given.workers, engine_options)
+    evaluate(jobs, given.workers, {name: value for name, value in vars(given).items() if name in ENGINE})
     table(given.out, None)
 
 

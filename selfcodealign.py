@@ -109,7 +109,11 @@ def add_engine_options(parser: argparse.ArgumentParser):
     add = parser.add_argument_group(title, argument_default=argparse.SUPPRESS).add_argument
     add("--server", help="addresses, a comma between, of OpenAI-compatible servers that have the model")
     add("--tensor-parallel", type=positive(int), help="GPUs per copy of the model (default: 1)")
-    add("--data-parallel", type=positive(int), help="copies of the model (default: as many as GPUs hold)")
+    add(
+        "--data-parallel",
+        type=positive(int),
+        help="copies of the model (default: as many as GPUs hold; eval.py: 1)",
+    )
     help = "any option of vLLM's; the last start's are recorded"
     add("--engine-option", action="append", metavar="NAME=VALUE", help=help)
 

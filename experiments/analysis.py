@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from eval import read_scored
+from parts.comparison import read_scored
 from parts.rows import BadInput
 from parts.statistics import compare_groups
 

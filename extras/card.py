@@ -10,8 +10,8 @@ import argparse
 import hashlib
 from pathlib import Path
 
-from eval import read_scored
 from extras.export import origin_of, without_folders, writers
+from parts.comparison import read_scored
 from parts.folder import read_config
 from parts.rows import BadInput, read_object, write_atomically
 

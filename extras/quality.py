@@ -8,14 +8,13 @@ one's code passes the other's tests.
 
 import collections
 import heapq
-import json
 from collections.abc import Hashable, Iterable, Iterator
 
 from extras import report
 from parts.code import program
 from parts.folder import Folder, parse_folder, read_run
 from parts.mutants import TIMEOUT, mutation_score, outcomes_of
-from parts.rows import KeptRows, digest, progress, read_rows, write_atomically
+from parts.rows import KeptRows, digest, progress, read_rows, write_json
 from sandbox import Sandbox
 from selfcodealign import code_and_tests
 
@@ -46,7 +45,7 @@ def measure(run: Folder):
     run.time_for("quality")
     with Sandbox(run.config["workers"], TIMEOUT, run.config["memory_mb"]) as sandbox:
         measured = measure_tests(sandbox, run) | measure_agreement(sandbox, run)
-    write_atomically(run.folder / "quality.json", json.dumps(measured, indent=2))
+    write_json(run.folder / "quality.json", measured)
     run.time_for(None)
 
 

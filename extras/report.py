@@ -9,7 +9,6 @@ writes both files. `advice` says what to improve first, `projection` what a larg
 
 import collections
 import contextlib
-import json
 import subprocess
 import sys
 import threading
@@ -20,7 +19,7 @@ from pathlib import Path
 import jinja2
 
 from parts.folder import parse_folder, read_config
-from parts.rows import BadInput, read_object, read_rows, whole, write_atomically
+from parts.rows import BadInput, read_object, read_rows, whole, write_atomically, write_json
 from parts.statistics import wilson
 from selfcodealign import funnel
 
@@ -50,7 +49,7 @@ def write_report(folder: Path) -> dict:
     """Write funnel.json and report.html of the run folder; returns the counts. Raises BadInput."""
     counts = funnel(folder) | {"quality": read_object(folder / "quality.json")}
     write_atomically(folder / "report.html", whole(render(folder, counts, read_config(folder))))
-    write_atomically(folder / "funnel.json", json.dumps(counts, indent=2))
+    write_json(folder / "funnel.json", counts)
     return counts
 
 

@@ -4,13 +4,12 @@ spent."""
 import argparse
 import contextlib
 import importlib.metadata
-import json
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
-from parts.rows import BadInput, lock_folder, read_object, read_rows, write_atomically
+from parts.rows import BadInput, lock_folder, read_object, read_rows, write_json
 
 
 class Folder:
@@ -35,7 +34,7 @@ class Folder:
     def save(self, **news):
         with self.saving:
             self.config |= news
-            write_atomically(self.folder / "config.json", json.dumps(self.config, indent=2))
+            write_json(self.folder / "config.json", self.config)
 
     def record_time(self):
         """Record the seconds so far, and go on timing."""

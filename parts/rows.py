@@ -230,6 +230,11 @@ def write_atomically(path: Path, text: str):
         os.replace(unfinished, path)
 
 
+def write_json(path: Path, contents: dict):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, json.dumps(contents, indent=2))
+
+
 def read_object(path: Path) -> dict:
     """The JSON object of a file, {} where there is no file. Raises BadInput."""
     try:

@@ -197,38 +197,49 @@ def llama_cpp(folder: Path) -> list[str]:
     return [sys.executable, "-c", code, str(next(folder.rglob("*.gguf"))), "{port}"]
 
 
+@contextlib.contextmanager
+def real_server(command: list[str], model: str, log: Path):
+    """The address of a server that is up."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [str(part).replace("{model}", model).replace("{port}", str(port)) for part in command]
+    environment = {name: value for name, value in os.environ.items() if name != "VLLM_MAX_STOP_STRINGS"}
+    environment |= {"TORCH_COMPILE_DISABLE": "1"}  # vLLM compiles a function for logprobs
+    with log.open("w") as file:
+        pipes = {"stdin": subprocess.PIPE, "stdout": file, "stderr": file}
+        process = subprocess.Popen(command, env=environment, **pipes)
+    try:
+        while not servers.is_up(port):
+            assert process.poll() is None, log.read_text()[-2000:]
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.stdin.close()  # which ends vLLM's
+        if servers.__file__.replace("server.py", "serve.py") not in command:
+            process.kill()
+        process.wait()
+
+
 @pytest.mark.skipif(not os.environ.get("SLOW"), reason="set SLOW=1: starts the servers of vLLM and llama.cpp")
 @pytest.mark.parametrize("kind", ["vllm", "llama.cpp"])
 def test_a_real_server_takes_token_ids_stops_where_asked_and_tells_likely_tokens(kind, embedded, tmp_path):
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
     command = VLLM if kind == "vllm" else llama_cpp(tmp_path)
-    command = [str(part).replace("{model}", embedded).replace("{port}", str(port)) for part in command]
-    environment = {name: value for name, value in os.environ.items() if name != "VLLM_MAX_STOP_STRINGS"}
-    environment |= {"TORCH_COMPILE_DISABLE": "1"}  # vLLM compiles a function for logprobs
-    log = (tmp_path / "log").open("w")
-    pipes = {"stdin": subprocess.PIPE, "stdout": log, "stderr": log}
-    process = subprocess.Popen(command, env=environment, **pipes)
-    try:
-        while not servers.is_up(port):
-            assert process.poll() is None, (tmp_path / "log").read_text()[-2000:]
-        with contextlib.closing(start_engine(embedded, 4096, server=f"http://127.0.0.1:{port}")) as engine:
-            assert engine.context == 1024 and engine.stops == {"vllm": 4, "llama.cpp": servers.STOPS}[kind]
-            text = "def add(a, b):\n    return"
-            prompt = engine.tokenizer(text).input_ids
-            requests = [Request(f"{n}", prompt, 24, n, [], temperature=0.8) for n in range(8)]
-            requests.append(Request("greedy", prompt, 24, None, [], temperature=0.0))
-            stops = [f"</{n}>" for n in range(6)] + ["\n"]
-            requests.append(Request("stopped", prompt, 24, None, stops, temperature=0.0))
-            requests.append(Request("likely", prompt, 1, None, [], temperature=0.0, logprobs=20))
-            found = {request.id: completion for request, completion in stream(engine, requests)}
-        assert len(found) == 11 and len({found[str(n)].text for n in range(8)}) > 4
-        assert found["stopped"].finished and found["stopped"].text == found["greedy"].text.split("\n")[0]
-        assert not found["greedy"].finished and found["greedy"].tokens == 24
-        assert max(found["likely"].first, key=found["likely"].first.get) == found["likely"].text
-    finally:
-        process.stdin.close()  # which ends vLLM's
-        process.kill() if kind != "vllm" else process.wait()
+    with (
+        real_server(command, embedded, tmp_path / "log") as url,
+        contextlib.closing(start_engine(embedded, 4096, server=url)) as engine,
+    ):
+        assert engine.context == 1024 and engine.stops == {"vllm": 4, "llama.cpp": servers.STOPS}[kind]
+        text = "def add(a, b):\n    return"
+        prompt = engine.tokenizer(text).input_ids
+        requests = [Request(f"{n}", prompt, 24, n, [], temperature=0.8) for n in range(8)]
+        requests.append(Request("greedy", prompt, 24, None, [], temperature=0.0))
+        stops = [f"</{n}>" for n in range(6)] + ["\n"]
+        requests.append(Request("stopped", prompt, 24, None, stops, temperature=0.0))
+        requests.append(Request("likely", prompt, 1, None, [], temperature=0.0, logprobs=20))
+        found = {request.id: completion for request, completion in stream(engine, requests)}
+    assert len(found) == 11 and len({found[str(n)].text for n in range(8)}) > 4
+    assert found["stopped"].finished and found["stopped"].text == found["greedy"].text.split("\n")[0]
+    assert not found["greedy"].finished and found["greedy"].tokens == 24
+    assert max(found["likely"].first, key=found["likely"].first.get) == found["likely"].text
 
 
 def test_a_failed_start_names_its_cause_and_keeps_the_log(model, tmp_path, monkeypatch):

@@ -9,17 +9,20 @@ import itertools
 import json
 import os
 import random
+import re
 import secrets
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
 import pytest
 import transformers
 from conftest import ROOT
+from test_engine import VLLM, real_server
 
 import selfcodealign
 from experiments import baselines
@@ -778,6 +781,28 @@ def test_the_whole_loop_runs_in_the_shape_of_a_gpu_node(tmp_path):
 
     assert json.loads(comparison.read_text())["suites"]
     assert (out / "vllm.log").exists() and list(out.glob("eval-base/**/vllm.log"))
+
+
+@pytest.mark.skipif(not os.environ.get("SLOW"), reason="set SLOW=1: vLLM's server takes its time to start")
+def test_a_killed_client_leaves_a_server_of_others_free_and_resumes(model, source, tmp_path):
+    def in_work() -> float:
+        text = urllib.request.urlopen(f"{url}/metrics").read().decode()
+        return sum(map(float, re.findall(r"^vllm:num_requests_(?:running|waiting)\{.* (\S+)$", text, re.M)))
+
+    out = tmp_path / "run"
+    with real_server(VLLM, model, tmp_path / "log") as url:
+        options = "--server", url, "--samples", "300"
+        responses = has_rows(out / "responses.jsonl")
+        kill_when(start(out, model, source, *options), lambda: responses() and in_work(), signal.SIGKILL)
+        end = time.monotonic() + 15
+        while in_work() and time.monotonic() < end:
+            time.sleep(0.2)
+        assert not in_work()  # vLLM gives up what nobody waits for
+        before = len(identities(out, "responses"))
+        finish(start(out, model, source, *options))
+    rows = identities(out, "responses")
+    kept = [row for row in read_rows(out / "instructions.jsonl") if "reject" not in row]
+    assert before < len(rows) == len(set(rows)) == 300 * len(kept)
 
 
 @pytest.mark.skipif(not os.environ.get("SLOW"), reason="set SLOW=1: vLLM's server takes its time to start")
