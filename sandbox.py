@@ -36,8 +36,7 @@ multiprocessing.Manager fail; files in /dev/shm stay; disk use is limited per fi
 can be chmod-ed or stat-ed, its processes listed. As root with neither namespaces nor another user id, it
 refuses. Linux, Python 3.11 or later; seccomp on x86-64 only.
 
-Exit status: 0 when every program has a verdict, 1 when some ended as `error` (or a check is wrong), 2 for bad
-input or settings, 130 when interrupted.
+Exit status: 0 where all have a verdict, 1 for an `error` or a wrong check, 2 for bad input, 130 interrupted.
 """
 
 import argparse
@@ -57,12 +56,10 @@ import time
 from multiprocessing.connection import Connection
 
 from parts import containment
-from parts.containment import reason
 from parts.program import DETAIL_CHARACTERS
 from parts.worker import LOAD_FACTOR, TICK_SECONDS, serve
 
 OUTCOMES = ("passed", "failed", "exited", "timeout", "memory", "crashed", "error")
-
 START_SECONDS = 60
 
 
@@ -119,25 +116,19 @@ class Worker:
         """Start the process, wait until it has contained itself; `refused` is None, or why it could not."""
         ours, theirs = socket.socketpair()
         self.socket, self.scratch = Connection(ours.detach()), None
-        options = ["--worker", json.dumps(self.settings), str(theirs.fileno())]
+        command = [sys.executable, "-s", os.path.abspath(__file__), "--worker"]
+        command += [json.dumps(self.settings), str(theirs.fileno())]
+        pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+        pipes |= {"pass_fds": [theirs.fileno()], "start_new_session": True}
         try:
-            self.process = subprocess.Popen(
-                [sys.executable, "-s", os.path.abspath(__file__), *options],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                pass_fds=[theirs.fileno()],
-                env=containment.environment(),
-                cwd="/",
-                start_new_session=True,
-            )
+            self.process = subprocess.Popen(command, env=containment.environment(), cwd="/", **pipes)
         except OSError as problem:
             raise SandboxError(f"cannot start a worker: {problem}") from problem
         finally:
             theirs.close()
         answer = self.receive(START_SECONDS)
         if answer is None:
-            last_line = self.stop().decode("utf-8", "replace").strip().rpartition("\n")[2]
+            last_line = self.stop().decode(errors="replace").strip().rpartition("\n")[2]
             raise SandboxError(f"cannot start a worker: {last_line or 'it does not answer'}")
         self.refused, self.missing, self.scratch = answer
         if self.refused:
@@ -198,8 +189,7 @@ def start_workers(settings, count):
         raise SandboxError(f"cannot start a worker: {first.refused}")
     with concurrent.futures.ThreadPoolExecutor(16) as pool:
         workers = [first, *pool.map(Worker, [settings] * (count - 1))]
-    refused = [worker.refused for worker in workers if worker.refused]
-    if refused:
+    if refused := [worker.refused for worker in workers if worker.refused]:
         print(f"sandbox: {len(refused)} of {count} workers do not run: {refused[0]}", file=sys.stderr)
     return [worker for worker in workers if not worker.refused]
 
@@ -210,7 +200,7 @@ def check_limits(workers, timeout, memory_mb):
         raise SandboxError(f"needs {wanted}; not {workers}, {timeout:g} s, {memory_mb} MB")
 
 
-class Sandbox:
+class Sandbox(contextlib.AbstractContextManager):
     """Workers that run programs, each in a new process behind all layers that work here (see `protection`).
 
     All workers have the same layers, so no verdict depends on the worker. If the first is refused namespaces,
@@ -298,9 +288,6 @@ class Sandbox:
             worker.stop()
             self.free_workers.put(worker)
 
-    def __enter__(self):
-        return self
-
     def __exit__(self, *_):
         self.close()
 
@@ -339,7 +326,7 @@ def naming(path):
     try:
         yield
     except OSError as problem:
-        raise SandboxError(f"{path}: {reason(problem)}") from problem
+        raise SandboxError(f"{path}: {containment.reason(problem)}") from problem
 
 
 def read_programs(path):
@@ -349,9 +336,7 @@ def read_programs(path):
         for number, (place, line) in enumerate(lines, 1):
             try:
                 row = json.loads(line)
-                key, code = (number, row["id"]), row["code"]
-                if not isinstance(code, str):
-                    raise TypeError
+                key, code = (number, row["id"]), "" + row["code"]  # fails where it is no text
             except (ValueError, KeyError, TypeError, RecursionError):
                 raise SandboxError(f'{path}, line {place}: not {{"id", "code"}}, code a text') from None
             yield key, code

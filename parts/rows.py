@@ -127,7 +127,7 @@ class KeptRows:
         return iter(self.places)
 
 
-class Appender:
+class Appender(contextlib.AbstractContextManager):
     """Appends rows to a JSON Lines file, each written whole before the next; `ids` are those already on disk.
 
     Opening the file drops a torn last line, so that the item it belonged to is done again.
@@ -150,9 +150,6 @@ class Appender:
             while line:
                 line = line[self.file.write(line) :]
         self.ids.add(row["id"])
-
-    def __enter__(self):
-        return self
 
     def __exit__(self, *_):
         self.file.close()

@@ -2,24 +2,48 @@
 
     python tests/bench_client.py [--windows 256 1024 8192] [--rounds 3]
 
-`ours` is parts/server.py; `openai` sends the same requests by the openai package, whose client it was before.
-They take turns against a stand-in that answers at once after 0.2 s, in a process of its own. Prompts are
-1,118 token ids and answers 1,650 characters, as of the paper's responses.
+`ours` is parts/server.py; `openai` sends the same requests by the openai package, whose client it was before;
+`responses` is the whole stage, from instructions.jsonl to responses.jsonl, ten samples each: prompts,
+tokens, client, parser, rows on disk. They take turns against a stand-in that answers after 0.2 s, in a
+process of its own. Prompts are 1,118 token ids and answers 1,650 characters, as of the paper's responses.
 """
 
 import argparse
 import asyncio
 import itertools
 import json
+import math
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+import selfcodealign  # noqa: E402
+from parts.engine import Request, stream  # noqa: E402
+from parts.rows import replacing  # noqa: E402
+from parts.server import Server  # noqa: E402
+
+MODEL = str(ROOT / "models" / "smollm2-135m")
 DELAY = 0.2
+FENCE, LINE = "```", "    x = x + 1  # some text of the answer\n"
+RESPONSE = f"""The text of the answer, some words at first.
+
+{FENCE}python
+def f(x):
+{LINE * 38}    return x
+{FENCE}
+</response>
+
+<tests>
+{FENCE}python
+assert f(0) == 38
+{FENCE}"""
 ANSWER = {
-    "choices": [{"index": 0, "text": "x = 1  # some text of the answer\n" * 50, "finish_reason": "stop"}],
+    "choices": [{"index": 0, "text": RESPONSE, "finish_reason": "stop"}],
     "usage": {"prompt_tokens": 1118, "completion_tokens": 400, "total_tokens": 1518},
     "id": "c", "object": "text_completion", "created": 0, "model": "m",
 }  # fmt: skip
@@ -56,9 +80,6 @@ async def stand_in():
 
 def client(name: str, port: int, window: int):
     """Prints milliseconds of this process for a request, and requests a second."""
-    sys.path.insert(0, str(ROOT))
-    from parts.engine import Request, stream
-    from parts.server import Server
 
     class Known(Server):
         """Without the trial, which this stand-in would not stand."""
@@ -84,24 +105,45 @@ def client(name: str, port: int, window: int):
             base_url=f"http://127.0.0.1:{port}/v1", api_key="none", http_client=unlimited, max_retries=90
         )
     kind = OpenAI if name == "openai" else Known
-    engine = kind([f"http://127.0.0.1:{port}"], str(ROOT / "models" / "smollm2-135m"), 8192)
+    engine = kind([f"http://127.0.0.1:{port}"], MODEL, 8192)
     engine.window, prompt = window, list(range(1000, 2118))
     make = lambda number: Request(str(number), prompt, 1536, number, ["</tests>"], temperature=0.7)
-    count = max(window, 2000)
+    count = 10 * math.ceil(max(window, 2000) / 10)
     for _ in stream(engine, map(make, range(100))):  # connections, imports
         pass
-    wall, core = time.perf_counter(), time.process_time()
-    answered = sum(1 for _ in stream(engine, map(make, range(100, 100 + count))))
-    wall, core = time.perf_counter() - wall, time.process_time() - core
+    with tempfile.TemporaryDirectory() as folder:
+        run = planted_run(Path(folder, "run"), engine, count) if name == "responses" else None
+        wall, core = time.perf_counter(), time.process_time()
+        if run:
+            selfcodealign.generate(run, "responses")
+            answered = sum(1 for _ in run.kept("responses"))
+        else:
+            answered = sum(1 for _ in stream(engine, map(make, range(100, 100 + count))))
+        wall, core = time.perf_counter() - wall, time.process_time() - core
     assert answered == count
     engine.close()
     print(json.dumps([1000 * core / count, count / wall]), flush=True)
+
+
+def planted_run(folder: Path, engine, count: int):
+    """A run whose next stage asks for so many responses, and executes none of them."""
+    run = selfcodealign.open_run(folder, {"model": MODEL, "seed": 1}, {})
+    run.engine = engine
+    run.stages = {name: stage for name, stage in run.stages.items() if name != "executions"}
+    with replacing(run.path("instructions")) as write:
+        for n in range(count // 10):
+            task = f"Write a function number {n} that takes a number and adds one to it again and again. " * 8
+            fields = {"category": "function", "difficulty": "easy", "instruction": task}
+            write({"id": f"i{n}", "seed_id": f"s{n}", "concepts_id": f"c{n}", **fields})
+    return run
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--windows", nargs="+", type=int, default=[256, 1024, 8192])
     parser.add_argument("--rounds", type=int, default=3)
+    kinds = ["openai", "ours", "responses"]
+    parser.add_argument("--clients", nargs="+", choices=kinds, default=kinds, help="those that take turns")
     parser.add_argument("--client", nargs=3, metavar=("NAME", "PORT", "WINDOW"), help=argparse.SUPPRESS)
     parser.add_argument("--stand-in", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -114,12 +156,12 @@ def main():
         port = server.stdout.readline().strip()
         for window, _ in itertools.product(given.windows, range(given.rounds)):
             found = {}
-            for name in ("openai", "ours"):
+            for name in given.clients:
                 command = [*me, "--client", name, port, str(window)]
                 done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
                 found[name] = json.loads(done.stdout)
             cells = (f"{name} {ms:.2f} ms, {rate:.0f}/s" for name, (ms, rate) in found.items())
-            print(f"window {window}: {'; '.join(cells)}; {found['openai'][0] / found['ours'][0]:.0f} times")
+            print(f"window {window}: {'; '.join(cells)}", flush=True)
         server.terminate()
 
 

@@ -9,8 +9,8 @@ import pytest
 from conftest import ROOT
 
 RINGS = {"parts": 0, "sandbox": 1, "selfcodealign": 2, "eval": 3, "train": 3, "extras": 4, "experiments": 5}
-BUDGETS = {"selfcodealign": 950, "experiments": 800}  # lines
-GOALS = {"sandbox": 400, "train": 600, "eval": 520, "parts": 2700, "extras": 1150}  # not reached yet
+BUDGETS = {"selfcodealign": 950, "sandbox": 400, "eval": 520, "experiments": 800}  # lines
+GOALS = {"train": 600, "parts": 2700, "extras": 1150}  # not reached yet
 
 
 def files() -> dict[str, Path]:
