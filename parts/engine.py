@@ -147,7 +147,8 @@ def quiet_libraries():
 
 def set_up_cpu(context: int, config) -> dict:
     """Set the environment of vLLM on a CPU; gives its options there."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads stand still where cores are shared
+    # For vLLM's server, whose copies share the cores; this process has read it with torch (docs/speed.md).
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # vLLM compiles a function for logprobs, which the judge asks for: that needs a C++ compiler.
     os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
     import torch
