@@ -8,8 +8,8 @@
 # Given again, it goes on where it was. A base model other than the embedded one gets the paper's settings throughout.
 # BASE=FOLDER ./run.sh keeps the result of the model before in FOLDER, so that several runs share it.
 # Relative paths are those of the folder that it is called from.
-# EVALUATE='--limit 20' ./run.sh adds options of eval.py. AS_ON_GPUS=2 ./run.sh does on a processor, slowly, what it would do on two
-# GPUs: vLLM's own server with two copies of the model, execution beside generation, train.py on two ranks.
+# EVALUATE='--limit 20' ./run.sh adds options of eval.py, TRAIN='--lr 2e-5' those of train.py. AS_ON_GPUS=2 ./run.sh does on a processor,
+# slowly, what it would do on two GPUs: vLLM's own server with two copies of the model, execution beside generation, train.py on two ranks.
 set -euo pipefail
 caller=$PWD home=
 cd "$(dirname "$0")"
@@ -65,7 +65,7 @@ echo "scored before and after: $benchmarks"
 python "${home}selfcodealign.py" run $generate "$@"
 version=$(sha256sum "$out/sft.jsonl" | cut -c1-8) # more data makes another model, and its own score
 base=${BASE:-$out/eval-base} aligned=$out/model-$version
-$launch "${home}train.py" --model "$model" --data "$out/sft.jsonl" --out "$aligned" $train
+$launch "${home}train.py" --model "$model" --data "$out/sft.jsonl" --out "$aligned" $train ${TRAIN-}
 python "${home}eval.py" --model "$model" "$aligned" --prompt $base_prompt auto --benchmark ${benchmarks//+/} \
     --out "$base" "$out/eval-$version" $evaluate $parallel ${EVALUATE-}
 echo
