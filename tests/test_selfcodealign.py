@@ -34,7 +34,7 @@ from parts.examples import load_examples
 from parts.filters import Filters
 from parts.folder import read_config
 from parts.request import Completion
-from parts.rows import BadInput, lock_folder, read_rows, replacing, row_id
+from parts.rows import BadInput, draw, lock_folder, read_rows, replacing, row_id
 from sandbox import SandboxError
 from selfcodealign import (
     METHOD,
@@ -293,6 +293,10 @@ def test_a_run_leaves_every_file_and_its_counts_add_up(whole):
     assert by_stage["executions"]["in"] == by_stage["responses"]["kept"]
     assert by_stage["selection"]["in"] == by_stage["executions"]["kept"]
     assert counts["sft"] == by_stage["selection"]["kept"]
+    for stage in GENERATION:
+        sampling = {row["id"]: row["sampling_seed"] for row in read_rows(whole / f"{stage}.jsonl")}
+        assert sampling == {identity: draw(0, stage, "sampling", identity) for identity in sampling}
+        assert len(set(sampling.values())) == len(sampling)  # samples of a task differ
     for row in read_rows(whole / "sft.jsonl"):
         subprocess.run([sys.executable, "-c", row["program"]], check=True, timeout=60)
     assert (whole / "report.html").read_text().count("<tr>") > 10
@@ -370,6 +374,14 @@ def plant(run: Run, tasks: dict[str, list[tuple[str, str, str]]]):
         with replacing(run.path(stage)) as write:
             for line in lines:
                 write(line)
+
+
+def test_a_task_has_one_chance_even_where_its_first_response_is_rejected(model, tmp_path):
+    run = open_run(tmp_path / "run", {"model": model}, {})
+    plant(run, {"task": [("one", "", "passed"), ("two", "", "passed")]})
+    filters = lambda instruction, response: {"reject": f"{instruction} {response}"}
+    found = selfcodealign.choose(run, {"r0_1": "i0", "r0_0": "i0"}, filters)
+    assert found == {"r0_1": {"reject": "task two"}, "r0_0": {"reject": "not_chosen"}}
 
 
 def test_a_benchmark_task_is_found_however_it_is_told_and_clean_tasks_are_kept(model, benchmarks, tmp_path):
