@@ -10,6 +10,14 @@ from parts.rows import BadInput, read_objects, read_rows, write_json
 from parts.scoring import ALWAYS_FAILS
 from parts.statistics import compare_groups, paired, paired_shares, summary
 
+# A benchmark's own tests are `base` in its result.json; `plus` are these and those that EvalPlus added.
+SUITES = {
+    ("humaneval", "base"): "humaneval",
+    ("humaneval", "plus"): "humaneval+",
+    ("mbpp", "base"): "mbpp",
+    ("mbpp", "plus"): "mbpp+",
+    ("self", "base"): "self",
+}
 SCORED_WITH = ("dataset_md5", "evalplus", "min_time_limit", "load_factor")  # equal in comparable results
 
 
@@ -23,7 +31,7 @@ def read_scored(folder: Path) -> dict:
             result = json.loads(file.read_text(encoding="utf-8"))
             benchmark, tasks = result["benchmark"], result["tasks"]
             for kind in next(iter(tasks.values())):
-                suite = benchmark + "+" * (kind == "plus")  # its own tests, or those and EvalPlus's
+                suite = SUITES[benchmark, kind]
                 samples[suite] = result[kind]["n"] // len(tasks) if "passing_samples" in result else 1
                 counts = {key: found[kind] for key, found in result.get("passing_samples", tasks).items()}
                 passing[suite] = {task_id: int(count) for task_id, count in counts.items()}
@@ -167,7 +175,7 @@ def table(folders: list[Path], out: Path | None):
     """Print a Markdown table: by folder and suite, pass@1 in percent (k/n), its 95 % interval, larger pass@k.
     Write it to table.json of `out`. Raises BadInput."""
     rows = [read_scored(folder) for folder in folders]
-    suites = dict.fromkeys(suite for row in rows for suite in row["scores"] if suite != "both+")
+    suites = [suite for suite in SUITES.values() if any(suite in row["scores"] for row in rows)]
     lines = [["folder", "model", *suites], ["---", "---", *("---:" for _ in suites)]]
     for row in rows:
         scores = [row["scores"].get(suite) for suite in suites]
@@ -184,7 +192,7 @@ def table(folders: list[Path], out: Path | None):
             print(f"EvalPlus 0.3.1 fails {task_id} for every answer: {n - 1} of {n} is the best there is")
     if out:
         rows = [{key: row[key] for key in ("folder", "what", "scores")} for row in rows]
-        write_json(out / "table.json", {"suites": list(suites), "rows": rows})
+        write_json(out / "table.json", {"suites": suites, "rows": rows})
         print(f"table: {out / 'table.json'}")
 
 
