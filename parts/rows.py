@@ -171,7 +171,7 @@ def one_line(failure: str) -> Iterator[None]:
     """What a library refuses, in whatever exception, as one line. Raises BadInput."""
     try:
         yield
-    except Exception as error:
+    except Exception as error:  # transformers, vLLM and the code that a model brings have no class in common
         raise BadInput(f"{failure}: {textwrap.shorten(str(error), 300) or type(error).__name__}") from error
 
 

@@ -5,7 +5,8 @@
 `ours` is parts/server.py; `openai` sends the same requests by the openai package, whose client it was before;
 `responses` is the whole stage, from instructions.jsonl to responses.jsonl, ten samples each: prompts,
 tokens, client, parser, rows on disk. They take turns against a stand-in that answers after 0.2 s, in a
-process of its own. Prompts are 1,118 token ids and answers 1,650 characters, as of the paper's responses.
+process of its own. Prompts are 1,118 token ids, those of the stage 500 to 1,500, by their few-shot example;
+answers are 1,693 characters.
 """
 
 import argparse
