@@ -10,8 +10,7 @@ Where HumanEval+ cannot be had, `humaneval` is HumanEval with its own tests, run
 
 Without --model, --samples is a file; with it, a number: the answers per task, for pass@k. A result folder
 holds answers.jsonl (prompts, raw outputs), solutions.jsonl (of completions, sanitized), samples.jsonl
-(EvalPlus's format), verdicts.jsonl and result.json; with several benchmarks, a folder for each. Given again,
-a killed command goes on.
+(EvalPlus's format), verdicts.jsonl, result.json; a folder for each of several benchmarks. Killed, it resumes.
 
     --prompt     asks a model for                                its answer is
     completion   the rest of the bare prompt, as EvalPlus does   prompt + output through EvalPlus's sanitizer
@@ -50,7 +49,7 @@ from parts.benchmarks import VERSIONS, load_benchmark
 from parts.code import code_blocks, parses, program, python_code, runnable_code
 from parts.comparison import compare, table
 from parts.containment import PR_SET_PDEATHSIG, prctl
-from parts.engine import check_model, start_engine, stream
+from parts.engine import check_model, side_by_side, start_engine, stream
 from parts.examples import load_examples
 from parts.folder import positive
 from parts.request import Request, chat_ids, prompt_ids
@@ -74,6 +73,7 @@ from sandbox import Sandbox, SandboxError
 from selfcodealign import ENGINE, METHOD, PROMPTS, add_engine_options, prompt_of
 
 CONTEXT = 2048  # tokens of prompt and answer, as in EvalPlus
+SPAWN = multiprocessing.get_context("spawn")
 EVALPLUS_PREFIXES = (  # of its instruct prompt and of the answer: facts of EvalPlus, local variables there
     "Please provide a self-contained Python script that solves the following problem in a markdown code "
     "block:",
@@ -235,12 +235,14 @@ def check_prompts(jobs: list[Job]):
             write_prompt(job.benchmark, next(iter(job.tasks.values()))["prompt"], prompt, tokenizer)
 
 
-def generate(model: str, jobs: list[Job], engine_options: dict):
-    """Add the missing answers of a model's jobs to their files, each as soon as it is finished."""
+def generate(jobs: list[Job], engine_options: dict, number: int, engines: int):
+    """Add a model's missing answers to its jobs' files as they finish. The cores are shared by `engines`."""
     prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # this process holds the engine: it ends with its parent
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[number::engines])
+    model = jobs[0].settings["model"]
     with contextlib.ExitStack() as stack:
-        log = jobs[0].folder / "vllm.log"
-        engine = start_engine(model, CONTEXT, every_gpu=False, log=log, **engine_options)
+        options = engine_options | {"log": jobs[0].folder / "vllm.log", "engines": engines}
+        engine = start_engine(model, CONTEXT, every_gpu=False, **options)
         stack.enter_context(contextlib.closing(engine))
         requests, file_of = [], {}
         for job in jobs:
@@ -248,7 +250,8 @@ def generate(model: str, jobs: list[Job], engine_options: dict):
             of_job = list(make_requests(job, model, engine))
             requests, file_of = requests + of_job, file_of | {request.id: file for request in of_job}
         tokens, started = 0, time.monotonic()
-        bar = progress(stream(engine, requests), total=len(requests), desc="generate", unit="answer")
+        shown = {"desc": f"generate {Path(model).name}", "unit": "answer", "position": number}
+        bar = progress(stream(engine, requests), total=len(requests), **shown)
         for request, completion in bar:
             answer = {"raw": completion.text, "finished": completion.finished}
             file_of[request.id].append(request.row | answer | {"tokens": completion.tokens})
@@ -300,8 +303,8 @@ def samples_of(job: Job, workers: int) -> list[tuple[str, str]]:
     place = {task_id: number for number, task_id in enumerate(job.tasks)}
     answers = list(read_rows(job.folder / "answers.jsonl"))
     answers.sort(key=lambda answer: (place[answer["task_id"]], answer["sample"]))
-    kept, spawn, running = job.folder / "solutions.jsonl", multiprocessing.get_context("spawn"), {}
-    with ProcessPoolExecutor(workers, mp_context=spawn) as pool, Appender(kept) as file:
+    kept, running = job.folder / "solutions.jsonl", {}
+    with ProcessPoolExecutor(workers, mp_context=SPAWN) as pool, Appender(kept) as file:
         for answer in answers:
             task = job.tasks[answer["task_id"]]
             if answer["prompt"] == "completion" and job.benchmark != "self" and answer["id"] not in file.ids:
@@ -320,18 +323,22 @@ def samples_of(job: Job, workers: int) -> list[tuple[str, str]]:
 
 
 def evaluate(jobs: list[Job], workers: int, engine_options: dict):
-    """Generate what is missing, one model after another; then score all models on a benchmark together."""
+    """Generate what is missing; then score all models on a benchmark together."""
     with contextlib.ExitStack() as locks:
         for job in jobs:
             locks.enter_context(lock_folder(job.folder))
             write_json(job.folder / "settings.json", job.settings)
         waiting = [job for job in jobs if not (job.folder / "result.json").exists()]
-        for model in dict.fromkeys(job.settings["model"] for job in waiting):
-            asked = [job for job in waiting if job.settings["model"] == model]
-            if model and any(job.missing_answers() for job in asked):
-                # In a process that ends with its engine: EvalPlus forks this one for each answer.
-                with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as child:
-                    child.submit(generate, model, asked, engine_options).result()
+        asked = {}
+        for job in waiting:
+            if job.settings["model"] and job.missing_answers():
+                asked.setdefault(job.settings["model"], []).append(job)
+        one_by_one, together = [[jobs] for jobs in asked.values()], [[*asked.values()]]
+        for group in together if side_by_side([*asked], engine_options) else one_by_one:
+            n = len(group)
+            # In processes that end with their engine: EvalPlus forks this one for each answer.
+            with ProcessPoolExecutor(n, mp_context=SPAWN) as pool:
+                list(pool.map(generate, group, [engine_options] * n, range(n), [n] * n))
         for benchmark in dict.fromkeys(job.benchmark for job in waiting):
             score([job for job in waiting if job.benchmark == benchmark], workers)
 
@@ -358,19 +365,16 @@ def score(jobs: list[Job], workers: int):
         write_result(job)
 
 
-def check_samples(
-    benchmark: str, tasks: dict, samples: list[tuple[str, str]], workers: int
-) -> Iterator[tuple]:
+def check_samples(benchmark: str, tasks: dict, samples: list[tuple], workers: int) -> Iterator[tuple]:
     """Yield (sample, verdict) as they are known. What the load of the machine may have made fail is checked
     again, alone."""
     check = check_all if by_evalplus(tasks) else check_in_sandbox
     again = []
-    if samples:
-        for sample, verdict, maybe_load in check(benchmark, tasks, samples, workers):
-            if maybe_load:
-                again.append(sample)
-            else:
-                yield sample, verdict
+    for sample, verdict, maybe_load in check(benchmark, tasks, samples, workers) if samples else ():
+        if maybe_load:
+            again.append(sample)
+        else:
+            yield sample, verdict
     if again:
         for sample, verdict, _ in check(benchmark, tasks, again, 1):
             if verdict["base"] == "error":
@@ -378,7 +382,7 @@ def check_samples(
             yield sample, verdict | {"retried": True}
 
 
-def check_in_sandbox(_, tasks: dict, samples: list[tuple[str, str]], workers: int) -> Iterator[tuple]:
+def check_in_sandbox(_, tasks: dict, samples: list[tuple], workers: int) -> Iterator[tuple]:
     """`check_all` for tasks that come with the text of their tests, HumanEval's or self-made."""
     programs = {}
     for sample in samples:
@@ -476,9 +480,7 @@ def check_arguments(given: argparse.Namespace):
 def run(given: argparse.Namespace):
     if given.compare or given.table:
         if len(given.out) > 1 or given.compare and len(given.compare) < 2:
-            raise BadInput(
-                "--compare takes the folders of A and of one or more B, and like --table one --out"
-            )
+            raise BadInput("--compare takes the folders of A and of each B, and like --table one --out")
         out = given.out[0] if given.out else None
         if given.table:
             return table(given.table, out)

