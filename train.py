@@ -92,7 +92,8 @@ def as_bad_input(action: str):
         if isinstance(error, dcp.CheckpointException):
             error = next(iter(error.failures.values()))[0]
             error = error.__context__ or error  # torch's complaint of a torn file follows the disk's
-        reason = textwrap.shorten(str(error), 500) or type(error).__name__
+        said = repr(error) if isinstance(error, KeyError) else str(error)  # its text is the key alone
+        reason = textwrap.shorten(said, 500) or type(error).__name__
         raise BadInput(f"cannot {action}: {reason}") from None
 
 
@@ -345,20 +346,15 @@ def mean_loss(learner, examples: list[Example], pack_tokens: int, device, learn:
     return add_over_gpus(total).item() / targets
 
 
-def step_flops(model, examples: list[Example]) -> tuple[int, int]:
-    """Floating-point operations of a step, forward and backward: as commonly published, 6 N + 12 L d T per
-    token of an example of T tokens, and those needed: causal attention, the head at target tokens only."""
+def step_flops(model, examples: list[Example]) -> int:
+    """Floating-point operations of a step, forward and backward, as commonly published: 6 N + 12 L d T per
+    token of an example of T tokens."""
     config = model.config.get_text_config()
     heads, layers = config.num_attention_heads, config.num_hidden_layers
     width = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
     parameters = sum(weight.numel() for weight in model.parameters())
-    embeddings = {model.get_input_embeddings().weight, model.get_output_embeddings().weight}  # one if tied
-    head = model.get_output_embeddings().weight.numel()
-    body = parameters - sum(weight.numel() for weight in embeddings)
-    tokens = sum(len(ids) for ids, _ in examples)
-    attention = 12 * layers * width * sum(len(ids) ** 2 for ids, _ in examples)
-    needed = 6 * body * tokens + 6 * head * count_targets(examples) + attention // 2
-    return 6 * parameters * tokens + attention, needed
+    tokens, squares = (sum(len(ids) ** power for ids, _ in examples) for power in (1, 2))
+    return 6 * parameters * tokens + 12 * layers * width * squares
 
 
 # ------------------------------------------------------------------------------------------------- optimizer
@@ -697,22 +693,20 @@ def batches(examples: list[Example], arguments):
             yield epoch, order[first : first + arguments.batch_size]
 
 
-def speed_of(batch: list[Example], seconds: float, flops: tuple[int, int], device) -> dict:
-    """Tokens per second and, on a GPU, the peak of its memory and the shares of its data sheet's FLOPS that
-    both counts of `step_flops` come to."""
+def speed_of(batch: list[Example], seconds: float, flops: int, device) -> dict:
+    """Tokens per second and, on a GPU, the peak of its memory and the share of its data sheet's FLOPS."""
     speed = {"tokens_per_second": sum(len(ids) for ids, _ in batch) / seconds}
     if device.type == "cuda":
         speed["peak_gb"] = torch.cuda.max_memory_allocated() / 1e9
         name = torch.cuda.get_device_name(device)
         for peak in (peak for model, peak in PEAK_FLOPS.items() if re.fullmatch(f"NVIDIA {model}", name)):
-            speed["mfu"], speed["mfu_needed"] = (count / seconds / peak / WORLD for count in flops)
+            speed["mfu"] = flops / seconds / peak / WORLD
     return speed
 
 
 def progress(row: dict) -> str:
-    utilization = f", MFU {row['mfu']:.0%} ({row['mfu_needed']:.0%})" if "mfu" in row else ""
-    speed = f"{row['tokens_per_second']:.0f} tokens/s{utilization}"
-    return f"loss {row['loss']:.3f}, lr {row['lr']:.1e}, {speed}"
+    utilization = f", MFU {row['mfu']:.0%}" if "mfu" in row else ""
+    return f"loss {row['loss']:.3f}, lr {row['lr']:.1e}, {row['tokens_per_second']:.0f} tokens/s{utilization}"
 
 
 def validate(step: int, learner, validation: list[Example], arguments, device, log: Path):

@@ -3,6 +3,7 @@
 import datetime
 import json
 import math
+import multiprocessing
 import os
 import random
 import resource
@@ -385,8 +386,8 @@ def test_killed_at_any_time_and_given_again_it_ends_bit_for_bit_the_same(tiny, d
 
 
 RANKS = {
-    2: ["--reshard", "off", "--compile", "aot_eager", "--checkpoint-every", "0"],
-    4: ["--reshard", "on", "--recompute", "on", "--compile", "off"],
+    2: ["--reshard", "off", "--checkpoint-every", "0"],
+    4: ["--reshard", "on", "--recompute", "on"],
 }
 
 
@@ -406,6 +407,12 @@ def test_several_processes_do_what_one_does(processes, tiny, data, tmp_path, com
     # Adafactor divides by the gradient's own size: where that is all rounding, so is the sign of a step.
     for name in theirs:
         assert (ours[name] - theirs[name]).float().norm() < 1e-2 * theirs[name].float().norm()
+
+
+def start_ranks(function, world, arguments):
+    """Call function(rank, *arguments) in forks of a process that has the libraries, imported once."""
+    multiprocessing.set_forkserver_preload(["train", "transformers.models.llama.modeling_llama"])
+    torch.multiprocessing.start_processes(function, arguments, nprocs=world, start_method="forkserver")
 
 
 def a_rank(rank, world, folder, expected, expected_by_kernel):
@@ -460,7 +467,7 @@ def a_rank(rank, world, folder, expected, expected_by_kernel):
 def test_ranks_share_what_one_loads_and_step_as_one(tied, world, tiny, untied, alone):
     folder = tiny if tied else untied
     expected, by_kernel = some_steps(folder, "fp32")[0], some_steps(folder, "mixed", steps=1)[0]
-    torch.multiprocessing.spawn(a_rank, (world, str(folder), expected, by_kernel), nprocs=world)
+    start_ranks(a_rank, world, (world, str(folder), expected, by_kernel))
     (folder / str(world)).unlink()
 
 
@@ -479,7 +486,7 @@ def a_rank_that_waits(rank, port):
 def test_ranks_wait_for_a_first_one_that_takes_long_to_load_the_model():
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    torch.multiprocessing.spawn(a_rank_that_waits, (port,), nprocs=2)
+    start_ranks(a_rank_that_waits, 2, (port,))
 
 
 def test_the_allocator_is_set_before_torch_is_imported(tmp_path):
@@ -651,14 +658,10 @@ def test_a_gpu_that_torch_cannot_use_is_no_training_on_the_cpu(tmp_path, monkeyp
 
 
 def test_the_published_count_of_operations_is_that_of_torch(network, encoded):
-    model, (ids, prompt_length) = network("eager"), encoded[0]
+    model, (ids, _) = network("eager"), encoded[0]
     with FlopCounterMode(display=False) as counter:
         model(input_ids=torch.tensor([ids])).logits.sum().backward()
-    published, needed = train.step_flops(model, [(ids, prompt_length)])
-    assert published == pytest.approx(counter.get_total_flops(), rel=0.01)
-    attention = 12 * 2 * 64 * len(ids) ** 2
-    head = 6 * model.lm_head.weight.numel()
-    assert needed == published - attention // 2 - head * prompt_length
+    assert train.step_flops(model, [(ids, 0)]) == pytest.approx(counter.get_total_flops(), rel=0.01)
 
 
 def test_a_gpu_is_measured_by_its_own_peak_or_by_none(monkeypatch):
@@ -666,7 +669,7 @@ def test_a_gpu_is_measured_by_its_own_peak_or_by_none(monkeypatch):
     peaks = {"A100-SXM4-80GB": 312, "H100 80GB HBM3": 989, "H100 PCIe": 756, "H200": 989, "B200": 2250}
     for name in [*peaks, "H100 NVL", "H200 NVL", "GH200 480GB", "GB200"]:
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda _, name=name: f"NVIDIA {name}")
-        speed = train.speed_of([], 1.0, (1e12, 1e12), torch.device("cuda"))
+        speed = train.speed_of([], 1.0, 1e12, torch.device("cuda"))
         assert ("mfu" in speed) == (name in peaks)
         assert speed.get("mfu") == pytest.approx(name in peaks and 1 / peaks[name] or None)
 
