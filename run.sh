@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The whole loop with one command: seeds to data, fine-tuning, and HumanEval+ and MBPP+ of the model before and after.
 #
-#   ./run.sh                                           the embedded 135M model, 7 to 14 minutes on 2 cores
+#   ./run.sh                                           the embedded 135M model, 5 to 10 minutes on 2 cores
 #   ./run.sh --seed 1 --out runs/second                any option of `selfcodealign.py run`
 #   ./run.sh --model MODEL --source FOLDER --out runs/mine --limit 20000
 #
@@ -40,9 +40,9 @@ if [ -z "$model" ]; then
     # (it gives every docstring the same answer); a rate at which few steps show, and its own chat template, which it knows. How they
     # were chosen: experiments/first.
     set -- --model "$model" "$@"
-    generate="--limit 180 --samples 4 --temperature 0.4 --max-tokens 256 --shot-sets 4
+    generate="--limit 100 --samples 4 --temperature 0.4 --max-tokens 256 --shot-sets 4
         --judge 0 --categories function --difficulties easy --shots 4,4,5"
-    train="--epochs 2 --batch-size 8 --lr 1e-4 --precision fp32 --recompute off --chat-template keep"
+    train="--epochs 3 --batch-size 4 --lr 1e-4 --precision fp32 --recompute off --chat-template keep"
     evaluate="--max-tokens 256"
     base_prompt=auto
     gpus=${AS_ON_GPUS-1}

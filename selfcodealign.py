@@ -659,10 +659,10 @@ class BackgroundExecution:
 def select(run: Run):
     """Paper 2.3 and C: one passing response for each instruction, then the filters, in a drawn order. All
     rows are made again each time."""
-    write_selection(run, judge_passing(run, Filters(run.decontaminator)))
+    write_selection(run, filter_passing(run, Filters(run.decontaminator)))
 
 
-def judge_passing(run: Run, filters: Filters) -> dict[str, dict]:
+def filter_passing(run: Run, filters: Filters) -> dict[str, dict]:
     """{id of a passing response: {}, or why it is rejected}. What --pass-rate and --min-killed leave out is
     rejected first; both are off in the paper."""
     passing = in_drawn_order(run, run.kept(run.stages["selection"].parent))
@@ -808,7 +808,7 @@ TASK_END = ("\n### Example", "\n[Properties]", "\n[Code]")
 METHOD = {
     "seeds": Stage(None, None, "judge", judge_prompt, make=gather_seeds),
     "concepts": Stage(
-        "seeds", "seed_id", "concepts", concepts_prompt, parse_concepts, ("\n",), 0, max_tokens=256
+        "seeds", "seed_id", "concepts", concepts_prompt, parse_concepts, ("\n",), shots=0, max_tokens=256
     ),
     "instructions": Stage(
         "concepts", "concepts_id", "instructions", instruction_prompt, parse_task, TASK_END, 1, draw_task

@@ -276,7 +276,7 @@ def select_matched(run: Run, kind: type[Filters] = Filters):
     match = run.config.get("match")
     most = count_examples(Path(match)) if match else math.inf
     heldout = heldout_of(match, run.config.get("instructions_from"))
-    verdicts = method.judge_passing(run, filters_after(run, heldout, kind))
+    verdicts = method.filter_passing(run, filters_after(run, heldout, kind))
     untested = () if "executions" in run.stages else verdicts.keys()
     examples = write_at_most(run, verdicts, most, "", untested)
     if examples < most < math.inf:

@@ -18,7 +18,7 @@ SEEDS=${SEEDS-0 1 2} # of the training
 HELDOUT=${HELDOUT-0} # share of tasks; with BENCHMARKS="humaneval mbpp self" they are scored, too
 PROMPT=${PROMPT-auto}
 SOURCE=${SOURCE-$(python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')} # the installed packages
-# The settings of ./run.sh for the embedded model
+# Settings for the embedded model
 GENERATE=${GENERATE---limit 1500 --samples 4 --temperature 0.4 --max-tokens 256 --shot-sets 4 --judge 0 --categories function
     --difficulties easy --shots 4,4,5}
 TRAIN=${TRAIN---epochs 2 --batch-size 8 --lr 1e-4 --precision mixed --chat-template keep}
