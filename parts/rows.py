@@ -172,7 +172,8 @@ def one_line(failure: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # transformers, vLLM and the code that a model brings have no class in common
-        raise BadInput(f"{failure}: {textwrap.shorten(str(error), 300) or type(error).__name__}") from error
+        said = repr(error) if isinstance(error, KeyError) else str(error)  # its text is the key alone
+        raise BadInput(f"{failure}: {textwrap.shorten(said, 300) or type(error).__name__}") from error
 
 
 def lock_folder(folder: Path):

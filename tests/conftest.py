@@ -1,3 +1,4 @@
+import json
 import os
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import pytest
 from filelock import FileLock
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side, on small models
+os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GB, which an engine clears when it starts
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
@@ -57,15 +59,32 @@ def benchmarks() -> dict[str, dict[str, dict]]:
     return {name: benchmark.tasks for name, benchmark in zip(OVERRIDES, found)}
 
 
-@pytest.fixture
-def command():
-    """Runs one of the scripts and gives the finished process; `prefix` goes before the interpreter, `env` is
-    added to ours."""
+@pytest.fixture(scope="session")
+def interpreter():
+    """tests/warm.py, one in each process of the test run."""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, Path(__file__).parent / "warm.py"], **pipes) as process:
+        yield process
+        process.stdin.close()
+
+
+@pytest.fixture(scope="session")
+def command(request, tmp_path_factory):
+    """Runs one of the scripts and gives the finished process, a fork of the warm interpreter. eval.py, of
+    which EvalPlus forks a process for each answer, and a command with `env`, which is added to ours, or
+    `prefix`, which goes before the interpreter, are started as a user would."""
 
     def run(script: str, *arguments, prefix=(), env={}):
-        return subprocess.run(
-            [*prefix, sys.executable, str(ROOT / script), *map(str, arguments)],
-            capture_output=True, text=True, cwd=ROOT, env=os.environ | env,
-        )  # fmt: skip
+        words = [str(ROOT / script), *map(str, arguments)]
+        if prefix or env or script == "eval.py":
+            started = [*prefix, sys.executable, *words]
+            return subprocess.run(started, capture_output=True, text=True, cwd=ROOT, env=os.environ | env)
+        interpreter, folder = request.getfixturevalue("interpreter"), tmp_path_factory.mktemp("command")
+        files = [str(folder / name) for name in ("output", "errors")]
+        line = {"words": words, "cwd": str(ROOT), "env": dict(os.environ), "files": files}
+        interpreter.stdin.write(json.dumps(line) + "\n")
+        interpreter.stdin.flush()
+        status = int(interpreter.stdout.readline())
+        return subprocess.CompletedProcess(words, status, *(Path(file).read_text() for file in files))
 
     return run

@@ -8,7 +8,16 @@ from pathlib import Path
 import pytest
 
 from parts.folder import is_leftover
-from parts.rows import Appender, BadInput, draw, lock_folder, read_rows, row_id, write_atomically
+from parts.rows import (
+    Appender,
+    BadInput,
+    draw,
+    lock_folder,
+    one_line,
+    read_rows,
+    row_id,
+    write_atomically,
+)
 
 
 def test_a_torn_last_line_is_dropped_and_done_again(tmp_path):
@@ -34,6 +43,16 @@ def test_a_corrupt_line_in_the_middle_is_named(tmp_path):
     path.write_text('{"id": "a"}\n{"id"\n{"id": "b"}\n')
     with pytest.raises(BadInput, match=f"{path}:2: "):
         list(read_rows(path))
+
+
+@pytest.mark.parametrize(
+    "error, says",
+    [(KeyError("rope"), "KeyError('rope')"), (ValueError("two\nlines"), "two lines"), (OSError(), "OSError")],
+)
+def test_what_a_library_raises_is_one_line_that_says_what_it_is(error, says):
+    with pytest.raises(BadInput) as raised, one_line("cannot load it"):
+        raise error
+    assert str(raised.value) == f"cannot load it: {says}"
 
 
 def test_ids_and_draws_never_change():

@@ -210,51 +210,29 @@ def test_a_shot_set_depends_on_seed_stage_and_number_alone():
 GENERATION = ("concepts", "instructions", "responses")
 # A judge that is asked, and whose answer is never near the threshold: there, the engine's arithmetic would
 # decide.
-SIZE = [
-    "--limit",
-    "5",
-    "--judge",
-    "0.0001",
-    "--samples",
-    "2",
-    "--max-tokens",
-    "96",
-    "--shot-sets",
-    "2",
-    "--shots",
-    "2,2,1",
-]
+SIZE = "--limit 5 --judge 0.0001 --samples 2 --max-tokens 96 --shot-sets 2 --shots 2,2,1".split()
 
 
-def start(out: Path, model: str, source: Path, *options, stage="run") -> subprocess.Popen:
-    command = [
-        sys.executable,
-        ROOT / "selfcodealign.py",
-        stage,
-        "--model",
-        model,
-        "--source",
-        source,
-        "--out",
-        out,
-        *SIZE,
-        *options,
-    ]
+def command_line(out: Path, model: str, source: Path, *options, stage="run") -> list[str]:
+    words = ["selfcodealign.py", stage, "--model", model, "--source", source, "--out", out, *SIZE, *options]
+    return list(map(str, words))
+
+
+def start(*run) -> subprocess.Popen:
     mark = secrets.token_hex(8)
     # No compiler is needed, not even for the judge
     environment = os.environ | {"CXX": "no-compiler-here", "RUN_UNDER_TEST": mark}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     # A shell starts what is in the background with Ctrl-C ignored
     pipes["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
-    run = subprocess.Popen(list(map(str, command)), env=environment, cwd=ROOT, **pipes)
-    run.mark = mark
-    return run
+    process = subprocess.Popen([sys.executable, *command_line(*run)], env=environment, cwd=ROOT, **pipes)
+    process.mark = mark
+    return process
 
 
-def finish(process: subprocess.Popen) -> str:
-    output, errors = process.communicate(timeout=1800)
-    assert process.returncode == 0, errors[-3000:]
-    return output
+def succeeds(done: subprocess.CompletedProcess) -> str:
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
 
 
 def identities(out: Path, stage: str) -> list[str]:
@@ -270,10 +248,10 @@ def source() -> Path:
 
 
 @pytest.fixture(scope="session")
-def whole(model, source, tmp_path_factory) -> Path:
+def whole(model, source, command, tmp_path_factory) -> Path:
     """A run that nothing disturbed."""
     out = tmp_path_factory.mktemp("runs") / "whole"
-    printed = finish(start(out, model, source))
+    printed = succeeds(command(*command_line(out, model, source)))
     assert "executions" in printed and "report: " in printed
     return out
 
@@ -706,7 +684,9 @@ def has_rows(path: Path):
     return lambda: path.exists() and path.stat().st_size
 
 
-def test_killed_again_and_again_it_goes_on_and_each_row_is_there_once(whole, model, source, tmp_path):
+def test_killed_again_and_again_it_goes_on_and_each_row_is_there_once(
+    whole, model, source, command, tmp_path
+):
     """With vLLM in the same process, and as on GPUs with its server in processes of its own."""
     out = tmp_path / "killed"
     for stage, options in [("instructions", ()), ("responses", ("--data-parallel", "1"))]:
@@ -714,7 +694,7 @@ def test_killed_again_and_again_it_goes_on_and_each_row_is_there_once(whole, mod
         kill_when(start(out, model, source, *options), has_rows(path), signal.SIGKILL)
         with path.open("ab") as file:
             file.write(b'{"id": "torn')
-    finish(start(out, model, source))
+    succeeds(command(*command_line(out, model, source)))
     for stage in ("seeds", *GENERATION[:1]):
         assert sorted(identities(out, stage)) == sorted(identities(whole, stage))
     for stage, parent, samples in [("instructions", "concepts", 1), ("responses", "instructions", 2)]:
@@ -730,7 +710,9 @@ def test_killed_again_and_again_it_goes_on_and_each_row_is_there_once(whole, mod
 @pytest.mark.skipif(
     not os.environ.get("SLOW"), reason="set SLOW=1: two engines on a machine's few cores take their time"
 )
-def test_other_engines_and_batch_sizes_change_no_prompt_and_no_sampling_seed(whole, model, source, tmp_path):
+def test_other_engines_and_batch_sizes_change_no_prompt_and_no_sampling_seed(
+    whole, model, source, command, tmp_path
+):
     """The text may differ in a token, since a batch's arithmetic does; what is asked for may not."""
     out, two = tmp_path / "two", ("--data-parallel", "2")
     server = lambda: len(processes_of(run)) > 4
@@ -744,7 +726,7 @@ def test_other_engines_and_batch_sizes_change_no_prompt_and_no_sampling_seed(who
     ]:
         run = start(out, model, source, *two)
         kill_when(run, happened, number)
-    finish(start(out, model, source, *two))
+    succeeds(command(*command_line(out, model, source, *two)))
     assert identities(out, "seeds") == identities(whole, "seeds")
     assert sorted(identities(out, "concepts")) == sorted(identities(whole, "concepts"))
     for stage, parent, content in [
@@ -766,9 +748,13 @@ def test_other_engines_and_batch_sizes_change_no_prompt_and_no_sampling_seed(who
             assert (one["prompt"] == other["prompt"]) == (parents_here[parent_id] == parents_there[parent_id])
 
 
-def test_a_larger_limit_adds_to_the_rows_there_are(model, source, tmp_path):
+def test_a_larger_limit_adds_to_the_rows_there_are(model, source, command, tmp_path):
     for name, limit in [("grown", "2"), ("grown", "5"), ("at once", "5")]:
-        finish(start(tmp_path / name, model, source, "--judge", "0", "--limit", limit, stage="seeds"))
+        succeeds(
+            command(
+                *command_line(tmp_path / name, model, source, "--judge", "0", "--limit", limit, stage="seeds")
+            )
+        )
     assert identities(tmp_path / "grown", "seeds") == identities(tmp_path / "at once", "seeds")
 
 
@@ -796,7 +782,7 @@ def test_the_whole_loop_runs_in_the_shape_of_a_gpu_node(tmp_path):
 
 
 @pytest.mark.skipif(not os.environ.get("SLOW"), reason="set SLOW=1: vLLM's server takes its time to start")
-def test_a_killed_client_leaves_a_server_of_others_free_and_resumes(model, source, tmp_path):
+def test_a_killed_client_leaves_a_server_of_others_free_and_resumes(model, source, command, tmp_path):
     def in_work() -> float:
         text = urllib.request.urlopen(f"{url}/metrics").read().decode()
         return sum(map(float, re.findall(r"^vllm:num_requests_(?:running|waiting)\{.* (\S+)$", text, re.M)))
@@ -811,14 +797,14 @@ def test_a_killed_client_leaves_a_server_of_others_free_and_resumes(model, sourc
             time.sleep(0.2)
         assert not in_work()  # vLLM gives up what nobody waits for
         before = len(identities(out, "responses"))
-        finish(start(out, model, source, *options))
+        succeeds(command(*command_line(out, model, source, *options)))
     rows = identities(out, "responses")
     kept = [row for row in read_rows(out / "instructions.jsonl") if "reject" not in row]
     assert before < len(rows) == len(set(rows)) == 300 * len(kept)
 
 
 @pytest.mark.skipif(not os.environ.get("SLOW"), reason="set SLOW=1: vLLM's server takes its time to start")
-def test_an_engine_that_dies_by_itself_ends_the_run_in_one_line(model, source, tmp_path):
+def test_an_engine_that_dies_by_itself_ends_the_run_in_one_line(model, source, command, tmp_path):
     out = tmp_path / "run"
     run = start(out, model, source, "--data-parallel", "1")
     while run.poll() is None and not has_rows(out / "concepts.jsonl")():
@@ -829,7 +815,7 @@ def test_an_engine_that_dies_by_itself_ends_the_run_in_one_line(model, source, t
     _, errors = run.communicate(timeout=60)
     assert run.returncode == 2 and "the same command goes on from here" in errors.splitlines()[-1]
     assert "Traceback" not in errors and not processes_of(run)
-    finish(start(out, model, source))
+    succeeds(command(*command_line(out, model, source)))
 
 
 @pytest.mark.skipif(not os.environ.get("SLOW"), reason="set SLOW=1: six runs")
