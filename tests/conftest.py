@@ -1,4 +1,3 @@
-import json
 import os
 import subprocess
 import sys
@@ -60,31 +59,14 @@ def benchmarks() -> dict[str, dict[str, dict]]:
 
 
 @pytest.fixture(scope="session")
-def interpreter():
-    """tests/warm.py, one in each process of the test run."""
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen([sys.executable, Path(__file__).parent / "warm.py"], **pipes) as process:
-        yield process
-        process.stdin.close()
-
-
-@pytest.fixture(scope="session")
-def command(request, tmp_path_factory):
-    """Runs one of the scripts and gives the finished process, a fork of the warm interpreter. eval.py, of
-    which EvalPlus forks a process for each answer, and a command with `env`, which is added to ours, or
-    `prefix`, which goes before the interpreter, are started as a user would."""
+def command():
+    """Runs one of the scripts and gives the finished process; `prefix` goes before the interpreter, `env` is
+    added to ours."""
 
     def run(script: str, *arguments, prefix=(), env={}):
-        words = [str(ROOT / script), *map(str, arguments)]
-        if prefix or env or script == "eval.py":
-            started = [*prefix, sys.executable, *words]
-            return subprocess.run(started, capture_output=True, text=True, cwd=ROOT, env=os.environ | env)
-        interpreter, folder = request.getfixturevalue("interpreter"), tmp_path_factory.mktemp("command")
-        files = [str(folder / name) for name in ("output", "errors")]
-        line = {"words": words, "cwd": str(ROOT), "env": dict(os.environ), "files": files}
-        interpreter.stdin.write(json.dumps(line) + "\n")
-        interpreter.stdin.flush()
-        status = int(interpreter.stdout.readline())
-        return subprocess.CompletedProcess(words, status, *(Path(file).read_text() for file in files))
+        return subprocess.run(
+            [*prefix, sys.executable, str(ROOT / script), *map(str, arguments)],
+            capture_output=True, text=True, cwd=ROOT, env=os.environ | env,
+        )  # fmt: skip
 
     return run
