@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The whole loop with one command: seeds to data, fine-tuning, and HumanEval+ and MBPP+ of the model before and after.
 #
-#   ./run.sh                                           the embedded 135M model, 7 to 9 minutes on 2 cores
+#   ./run.sh                                           the embedded 135M model, 7 to 11 minutes on 2 cores
 #   ./run.sh --seed 1 --out runs/second                any option of `selfcodealign.py run`
 #   ./run.sh --model MODEL --source FOLDER --out runs/mine --limit 20000
 #

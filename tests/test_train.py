@@ -386,8 +386,8 @@ def test_killed_at_any_time_and_given_again_it_ends_bit_for_bit_the_same(tiny, d
 
 
 RANKS = {
-    2: ["--reshard", "off", "--checkpoint-every", "0"],
-    4: ["--reshard", "on", "--recompute", "on"],
+    2: ["--reshard", "off", "--compile", "off", "--checkpoint-every", "0"],
+    4: ["--reshard", "on", "--recompute", "on", "--compile", "off"],
 }
 
 
