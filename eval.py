@@ -34,10 +34,8 @@ import contextlib
 import importlib.metadata
 import itertools
 import json
-import multiprocessing
 import os
 import re
-import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -48,7 +46,7 @@ from pathlib import Path
 from parts.benchmarks import VERSIONS, load_benchmark
 from parts.code import code_blocks, parses, program, python_code, runnable_code
 from parts.comparison import compare, table
-from parts.containment import PR_SET_PDEATHSIG, prctl
+from parts.containment import end_with_parent
 from parts.engine import check_model, side_by_side, start_engine, stream
 from parts.examples import load_examples
 from parts.folder import positive
@@ -67,13 +65,12 @@ from parts.rows import (
     write_atomically,
     write_json,
 )
-from parts.scoring import LOAD_FACTOR, MIN_TIME_LIMIT, check_all, sanitized
+from parts.scoring import LOAD_FACTOR, MIN_TIME_LIMIT, SPAWN, check_all, sanitized
 from parts.statistics import summary
 from sandbox import Sandbox, SandboxError
 from selfcodealign import ENGINE, METHOD, PROMPTS, add_engine_options, prompt_of
 
 CONTEXT = 2048  # tokens of prompt and answer, as in EvalPlus
-SPAWN = multiprocessing.get_context("spawn")
 EVALPLUS_PREFIXES = (  # of its instruct prompt and of the answer: facts of EvalPlus, local variables there
     "Please provide a self-contained Python script that solves the following problem in a markdown code "
     "block:",
@@ -237,7 +234,6 @@ def check_prompts(jobs: list[Job]):
 
 def generate(jobs: list[Job], engine_options: dict, number: int, engines: int):
     """Add a model's missing answers to its jobs' files as they finish. The cores are shared by `engines`."""
-    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # this process holds the engine: it ends with its parent
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[number::engines])
     model = jobs[0].settings["model"]
     with contextlib.ExitStack() as stack:
@@ -304,7 +300,7 @@ def samples_of(job: Job, workers: int) -> list[tuple[str, str]]:
     answers = list(read_rows(job.folder / "answers.jsonl"))
     answers.sort(key=lambda answer: (place[answer["task_id"]], answer["sample"]))
     kept, running = job.folder / "solutions.jsonl", {}
-    with ProcessPoolExecutor(workers, mp_context=SPAWN) as pool, Appender(kept) as file:
+    with ProcessPoolExecutor(workers, SPAWN, end_with_parent) as pool, Appender(kept) as file:
         for answer in answers:
             task = job.tasks[answer["task_id"]]
             if answer["prompt"] == "completion" and job.benchmark != "self" and answer["id"] not in file.ids:
@@ -336,8 +332,7 @@ def evaluate(jobs: list[Job], workers: int, engine_options: dict):
         one_by_one, together = [[jobs] for jobs in asked.values()], [[*asked.values()]]
         for group in together if side_by_side([*asked], engine_options) else one_by_one:
             n = len(group)
-            # In processes that end with their engine: EvalPlus forks this one for each answer.
-            with ProcessPoolExecutor(n, mp_context=SPAWN) as pool:
+            with ProcessPoolExecutor(n, SPAWN, end_with_parent) as pool:  # an engine ends with its process
                 list(pool.map(generate, group, [engine_options] * n, range(n), [n] * n))
         for benchmark in dict.fromkeys(job.benchmark for job in waiting):
             score([job for job in waiting if job.benchmark == benchmark], workers)

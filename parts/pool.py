@@ -9,7 +9,7 @@ import signal
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 
-from parts.containment import PR_SET_PDEATHSIG, prctl
+from parts.containment import end_with_parent
 
 
 def map_in_order(function: Callable, items: Iterable[tuple], at_a_time: int = 64) -> Iterator:
@@ -29,7 +29,7 @@ def prepare_worker(function: Callable):
     to the parent, and say nothing of other people's invalid escapes."""
     global work
     work = function
-    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     warnings.simplefilter("ignore")
     gc.set_threshold(100_000, 50, 50)  # syntax trees are many objects in no circle: a tenth of the time

@@ -18,11 +18,13 @@ import types
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 
+from parts.containment import end_with_parent
 from parts.rows import BadInput
 
 MIN_TIME_LIMIT = 4.0  # seconds per test input; at EvalPlus's 1.0 a right answer fails on a loaded machine
 LOAD_FACTOR = 20  # an answer that waits for a core may take this many times its limit
 SANITIZE_SECONDS = 60  # its time grows with the cube of the lines: 380 of them can take as long
+SPAWN = multiprocessing.get_context("spawn")  # EvalPlus forks a worker for each answer: a small one is faster
 ALWAYS_FAILS = {"humaneval": "HumanEval/32"}  # in EvalPlus 0.3.1, whatever the answer
 
 
@@ -87,10 +89,11 @@ class AnswerProcess(multiprocessing.get_context("fork").Process):
 
 
 def prepare_process():
-    """Make EvalPlus use the clocks above in this process, and drop what the programs print."""
+    """Make EvalPlus use the clocks above here, drop what programs print, and end with the parent process."""
     import evalplus.eval
     import evalplus.gen.util
 
+    end_with_parent()
     evalplus.eval.time_limit = time_limit
     evalplus.eval.multiprocessing = types.SimpleNamespace(Process=AnswerProcess)
     evalplus.gen.util.time = types.SimpleNamespace(time=time.process_time)
@@ -100,12 +103,13 @@ def prepare_process():
     os.dup2(nowhere, 2)
 
 
-def check(benchmark: str, task: dict, solutions: list[str]) -> list[tuple[dict, bool]]:
+def check(benchmark: str, task: dict, solutions: list[str], least: float) -> list[tuple[dict, bool]]:
     """EvalPlus's verdict on each solution of a task, and whether the machine's load may have made it fail.
 
-    A verdict is {base, plus}, each pass, fail or timeout; plus is None unless base passes. The reference runs
-    first, every time: EvalPlus's cache would keep limits that were measured in a busy moment. On the inputs
-    of plus, a minute of a core for both benchmarks, it runs only where an answer passes base."""
+    A verdict is {base, plus}, each pass, fail or timeout; plus is None unless base passes. An input may take
+    `least` seconds, or several times the reference's. The reference runs first, every time: EvalPlus's cache
+    would keep limits that were measured in a busy moment. On the inputs of plus, a minute of a core for both
+    benchmarks, it runs only where an answer passes base."""
     from evalplus.eval import PASS, TIMEOUT, untrusted_check
     from evalplus.eval._special_oracle import MBPP_OUTPUT_NOT_NONE_TASKS
     from evalplus.gen.util import trusted_exec
@@ -121,11 +125,11 @@ def check(benchmark: str, task: dict, solutions: list[str]) -> list[tuple[dict, 
             outputs, times = expected(suite)
             asked = benchmark, solution, inputs[suite], name, outputs, task["atol"], times
             started = time.monotonic()
-            verdict[suite], passed = untrusted_check(*asked, fast_check=True, min_time_limit=MIN_TIME_LIMIT)
+            verdict[suite], passed = untrusted_check(*asked, fast_check=True, min_time_limit=least)
             if verdict[suite] != PASS:
                 # To EvalPlus, an input over its limit is a plain failure, but it takes at least that long; a
                 # process that the system killed, for want of memory for example, is a timeout.
-                maybe_load = verdict[suite] == TIMEOUT or time.monotonic() - started >= MIN_TIME_LIMIT
+                maybe_load = verdict[suite] == TIMEOUT or time.monotonic() - started >= least
                 if passed and not passed[-1]:
                     verdict["failed_input"] = repr(inputs[suite][len(passed) - 1])[:300]
                 break
@@ -134,19 +138,18 @@ def check(benchmark: str, task: dict, solutions: list[str]) -> list[tuple[dict, 
 
 
 def check_all(benchmark: str, tasks: dict, samples: list[tuple[str, str]], workers: int) -> Iterator[tuple]:
-    """Yield ((task id, solution), verdict, whether load may have made it fail) for each sample, as they are
-    known."""
+    """Yield ((task id, solution), verdict, whether load may have made it fail) of each, as it is known."""
     by_task = {}
     for task_id, solution in samples:
         by_task.setdefault(task_id, []).append(solution)
-    fork = multiprocessing.get_context("fork")
-    with ProcessPoolExecutor(workers, mp_context=fork, initializer=prepare_process) as pool:
+    with ProcessPoolExecutor(workers, SPAWN, initializer=prepare_process) as pool:
+        begin = functools.partial(pool.submit, check, benchmark)
         known = next(task for task_id, task in tasks.items() if task_id != ALWAYS_FAILS.get(benchmark))
         own = known["prompt"] + known["canonical_solution"]
-        if pool.submit(check, benchmark, known, [own]).result()[0][0]["plus"] != "pass":
+        if begin(known, [own], MIN_TIME_LIMIT).result()[0][0]["plus"] != "pass":
             problem = f"EvalPlus fails its own solution of {known['task_id']}"
             raise BadInput(f"{problem}: does `ulimit -v` limit memory?")
-        futures = {pool.submit(check, benchmark, tasks[key], found): key for key, found in by_task.items()}
+        futures = {begin(tasks[key], found, MIN_TIME_LIMIT): key for key, found in by_task.items()}
         for future in as_completed(futures):
             task_id = futures[future]
             for solution, (verdict, maybe_load) in zip(by_task[task_id], future.result()):

@@ -41,6 +41,7 @@ def run_ours(model: str, tasks: int, max_tokens: int) -> tuple[float, float, dic
     with tempfile.TemporaryDirectory() as folder, mock.patch.object(ours, "start_engine", start):
         settings = {
             "benchmark": "humaneval",
+            "model": model,
             "prompt": "auto",
             "samples": 1,
             "temperature": 0.0,
@@ -50,7 +51,7 @@ def run_ours(model: str, tasks: int, max_tokens: int) -> tuple[float, float, dic
         chosen = dict(list(ours.load_tasks("humaneval", None)[0].items())[:tasks])
         job = ours.Job(Path(folder), settings, chosen)
         begun = time.monotonic()
-        ours.generate(model, [job])
+        ours.generate([job], {}, 0, 1)
         seconds = time.monotonic() - begun
         answers = {
             row["task_id"]: row["raw"].replace("\t", "    ")

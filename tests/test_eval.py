@@ -17,6 +17,7 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
+import psutil
 import pytest
 import transformers
 from conftest import ROOT
@@ -109,6 +110,27 @@ def test_reference_solutions_pass_and_wrong_ones_do_not(benchmark, tmp_path, com
 
     itself = command("eval.py", "--compare", tmp_path / "result", tmp_path / "result")
     assert itself.returncode == 0 and "fixed 0, broken 0, exact McNemar p = 1" in itself.stdout
+
+
+@needs_benchmark
+def test_scoring_that_is_killed_leaves_no_process_and_the_same_command_goes_on(tmp_path, command):
+    rows = []
+    for task_id, task in load_benchmark("humaneval").tasks.items():
+        right = task["prompt"] + task["canonical_solution"]
+        rows.append({"task_id": task_id, "solution": f"{right}\nimport time\ntime.sleep(1)\n"})
+    samples, out = write_rows(tmp_path / "slow.jsonl", rows), tmp_path / "out"
+    words = ["eval.py", "--samples", samples, "--benchmark", "humaneval", "--out", out, "--limit", 4]
+    killed = subprocess.Popen([sys.executable, *map(str, words)], cwd=ROOT, stderr=subprocess.DEVNULL)
+    verdicts = out / "verdicts.jsonl"
+    while killed.poll() is None and not (verdicts.exists() and verdicts.stat().st_size):
+        time.sleep(0.01)
+    left = psutil.Process(killed.pid).children(recursive=True)
+    killed.kill()
+    killed.wait()
+    done = command(*words)  # at once: nothing that is left holds the folder
+    assert done.returncode == 0 and "100.0 (4/4)" in done.stdout, done.stderr
+    assert len(verdicts.read_text().splitlines()) == 4
+    assert left and not psutil.wait_procs(left, timeout=5)[1]
 
 
 def answers_of_all_kinds(tasks: dict[str, dict]) -> list[dict]:

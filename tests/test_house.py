@@ -9,8 +9,15 @@ import pytest
 from conftest import ROOT
 
 RINGS = {"parts": 0, "sandbox": 1, "selfcodealign": 2, "eval": 3, "train": 3, "extras": 4, "experiments": 5}
-BUDGETS = {"selfcodealign": 950, "sandbox": 400, "eval": 520, "experiments": 800}  # lines
-GOALS = {"train": 600, "parts": 2700, "extras": 1150}  # not reached yet
+BUDGETS = {  # lines
+    "selfcodealign": 950,
+    "sandbox": 400,
+    "train": 790,
+    "eval": 520,
+    "parts": 3970,
+    "extras": 1280,
+    "experiments": 800,
+}
 
 
 def files() -> dict[str, Path]:
@@ -85,8 +92,3 @@ def lines_of(group: str) -> int:
 @pytest.mark.parametrize("group", BUDGETS)
 def test_lines_keep_to_their_budget(group):
     assert lines_of(group) <= BUDGETS[group]
-
-
-def test_lines_are_printed_beside_their_goals(capsys):
-    with capsys.disabled():
-        print(*(f"\n{group:14} {lines_of(group):6,} of {goal:6,} lines" for group, goal in GOALS.items()))
