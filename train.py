@@ -58,14 +58,6 @@ from tqdm import tqdm
 
 CHAT_TEMPLATE = Path(__file__).parent / "prompts" / "chat.jinja"
 GPU_DRIVER = Path("/dev/nvidiactl")  # there where a GPU is, whether torch can use it or not
-# Dense bf16, data sheets, by the end of torch's name; NVL and Grace variants are slower or faster: none.
-PEAK_FLOPS = {
-    r"A100\b.*": 312e12,
-    r"H100 PCIe": 756e12,
-    r"H100 80GB HBM3": 989e12,
-    r"H200": 989e12,
-    r"B200": 2250e12,
-}
 VARLEN_DEVICE = "cuda"  # where torch has a kernel for packed examples
 WARMUP = 0.05  # share of the steps in which the learning rate rises (C.3)
 # A training may be resumed with other values of these: places, and what changes speed, memory and rounding.
@@ -694,19 +686,18 @@ def batches(examples: list[Example], arguments):
 
 
 def speed_of(batch: list[Example], seconds: float, flops: int, device) -> dict:
-    """Tokens per second and, on a GPU, the peak of its memory and the share of its data sheet's FLOPS."""
+    """Tokens per second in all; of each process the 10^12 operations per second, to be compared with those of
+    a GPU's data sheet, and on a GPU the peak of its memory."""
     speed = {"tokens_per_second": sum(len(ids) for ids, _ in batch) / seconds}
+    speed["tflops"] = flops / seconds / WORLD / 1e12
     if device.type == "cuda":
         speed["peak_gb"] = torch.cuda.max_memory_allocated() / 1e9
-        name = torch.cuda.get_device_name(device)
-        for peak in (peak for model, peak in PEAK_FLOPS.items() if re.fullmatch(f"NVIDIA {model}", name)):
-            speed["mfu"] = flops / seconds / peak / WORLD
     return speed
 
 
 def progress(row: dict) -> str:
-    utilization = f", MFU {row['mfu']:.0%}" if "mfu" in row else ""
-    return f"loss {row['loss']:.3f}, lr {row['lr']:.1e}, {row['tokens_per_second']:.0f} tokens/s{utilization}"
+    speed = f"{row['tokens_per_second']:.0f} tokens/s, {row['tflops']:.3g} TFLOPS"
+    return f"loss {row['loss']:.3f}, lr {row['lr']:.1e}, {speed}"
 
 
 def validate(step: int, learner, validation: list[Example], arguments, device, log: Path):
