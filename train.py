@@ -490,6 +490,7 @@ def make_learner(options: dict, arguments, device) -> Learner:
 
 
 @torch.no_grad()
+@torch.compiler.set_stance("force_eager")  # nothing is compiled for three passes
 def check_loss(learner: Learner, examples: list[Example], device):
     """Refuse a model whose logits are more than the product with one matrix, which LinearCrossEntropy takes
     them for, or in which packed examples see each other. Raises BadInput."""

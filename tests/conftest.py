@@ -1,3 +1,6 @@
+import contextlib
+import importlib
+import io
 import os
 import subprocess
 import sys
@@ -39,11 +42,14 @@ def model(embedded, tmp_path_factory) -> str:
     return str(folder)
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks for groups
 def pytest_collection_modifyitems(items):
-    """Tests that share a run folder, which one process locks at a time, stay in one process."""
+    """Tests that share a run folder, which one process locks at a time, stay in one process. They come first:
+    that process makes the model, while the others run the tests that do without it."""
     for item in items:
         if "whole" in item.fixturenames:
             item.add_marker(pytest.mark.xdist_group("whole"))
+    items.sort(key=lambda item: ("whole" not in item.fixturenames, "model" in item.fixturenames))
 
 
 @pytest.fixture(scope="session")
@@ -68,5 +74,34 @@ def command():
             [*prefix, sys.executable, str(ROOT / script), *map(str, arguments)],
             capture_output=True, text=True, cwd=ROOT, env=os.environ | env,
         )  # fmt: skip
+
+    return run
+
+
+@pytest.fixture
+def inside(monkeypatch):
+    """As `command`, in this process, which has imported the libraries: for all that starts no engine and needs
+    no interpreter of its own."""
+
+    def run(script: str, *arguments, env={}):
+        words, printed = (
+            [script, *map(str, arguments)],
+            [io.TextIOWrapper(io.BytesIO(), "utf-8") for _ in "oe"],
+        )
+        with monkeypatch.context() as patch:
+            patch.chdir(ROOT)
+            patch.setattr(sys, "argv", words)
+            for name, value in env.items():
+                patch.setenv(name, value)
+            with contextlib.redirect_stdout(printed[0]), contextlib.redirect_stderr(printed[1]):
+                try:
+                    status = importlib.import_module(script.removesuffix(".py")).main()
+                except SystemExit as ended:
+                    status = ended.code
+        for file in printed:
+            file.flush()
+        return subprocess.CompletedProcess(
+            words, status or 0, *(file.buffer.getvalue().decode() for file in printed)
+        )
 
     return run

@@ -30,35 +30,35 @@ def refused(process, *says):
         assert str(text) in lines[0]
 
 
-def test_unknown_model_folder(command, tmp_path, model):
+def test_unknown_model_folder(inside, tmp_path, model):
     data = tmp_path / "sft.jsonl"
     data.write_text('{"instruction": "a", "response": "b"}\n')
     refused(
-        command("selfcodealign.py", "run", "--model", tmp_path / "nowhere", "--out", tmp_path / "run"),
+        inside("selfcodealign.py", "run", "--model", tmp_path / "nowhere", "--out", tmp_path / "run"),
         "no such model folder",
         "nowhere",
     )
     refused(
-        command("train.py", "--model", tmp_path / "nowhere", "--data", data, "--out", tmp_path / "model"),
+        inside("train.py", "--model", tmp_path / "nowhere", "--data", data, "--out", tmp_path / "model"),
         "nowhere",
     )
     refused(
-        command(
+        inside(
             "eval.py", "--model", tmp_path / "nowhere", "--benchmark", "humaneval", "--out", tmp_path / "eval"
         ),
         "nowhere",
     )
     refused(
-        command("selfcodealign.py", "run", "--model", tmp_path, "--out", tmp_path / "run"), "no config.json"
+        inside("selfcodealign.py", "run", "--model", tmp_path, "--out", tmp_path / "run"), "no config.json"
     )
     assert not any((tmp_path / name).exists() for name in ("run", "model", "eval"))
 
 
-def test_empty_or_missing_source(command, tmp_path, model):
+def test_empty_or_missing_source(inside, tmp_path, model):
     (tmp_path / "empty").mkdir()
     for source in ("empty", "missing", "missing.jsonl"):
         refused(
-            command(
+            inside(
                 "selfcodealign.py",
                 "run",
                 "--model",
@@ -73,7 +73,7 @@ def test_empty_or_missing_source(command, tmp_path, model):
     assert not (tmp_path / "run").exists()
 
 
-def test_corrupt_line_of_a_source_and_of_a_stage(command, tmp_path, model):
+def test_corrupt_line_of_a_source_and_of_a_stage(command, inside, tmp_path, model):
     source = tmp_path / "code.jsonl"
     source.write_text('{"content": "x = 1"}\n{"content"\n')
     gather = [
@@ -90,21 +90,21 @@ def test_corrupt_line_of_a_source_and_of_a_stage(command, tmp_path, model):
     ]
     refused(command(*gather), f"{source}:2:")
     source.write_text('{"content": "def f(x):\\n    \\"\\"\\"Same.\\"\\"\\"\\n    return x\\n"}\n')
-    mended = command(*gather)
+    mended = inside(*gather)
     assert mended.returncode == 0, mended.stderr
     rows = tmp_path / "run" / "seeds.jsonl"
     rows.write_text("{\n" + rows.read_text())
-    refused(command("selfcodealign.py", "concepts", "--out", tmp_path / "run"), f"{rows}:1:")
+    refused(inside("selfcodealign.py", "concepts", "--out", tmp_path / "run"), f"{rows}:1:")
 
 
-def test_train_data_that_is_missing_corrupt_or_empty(command, tmp_path, model):
+def test_train_data_that_is_missing_corrupt_or_empty(inside, tmp_path, model):
     data = tmp_path / "sft.jsonl"
     options = ["--model", model, "--data", data, "--out", tmp_path / "model"]
-    refused(command("train.py", *options), "no such data file")
+    refused(inside("train.py", *options), "no such data file")
     data.write_text("")
-    refused(command("train.py", *options), "no examples")
+    refused(inside("train.py", *options), "no examples")
     data.write_text('{"instruction": "a", "response": "b"}\n{"instruction": "a"}\n')
-    refused(command("train.py", *options), f"{data}:2:")
+    refused(inside("train.py", *options), f"{data}:2:")
     assert not (tmp_path / "model").exists()
 
 
@@ -162,13 +162,13 @@ def test_without_a_network_a_name_of_the_hub_is_refused(command, tmp_path, model
     assert not out.exists()
 
 
-def test_not_a_run_folder_and_no_result(command, tmp_path, model):
+def test_not_a_run_folder_and_no_result(inside, tmp_path, model):
     (tmp_path / "notes.txt").write_text("mine")
-    refused(command("selfcodealign.py", "run", "--model", model, "--out", tmp_path), "not a run folder")
-    refused(command("selfcodealign.py", "concepts", "--out", tmp_path / "none"), "not a run folder")
-    refused(command("selfcodealign.py", "trace", tmp_path / "none", "abc"), "no such run folder")
-    refused(command("eval.py", "--compare", tmp_path, tmp_path), "no result")
-    refused(command("eval.py", "--benchmark", "mbpp"), "--out")
+    refused(inside("selfcodealign.py", "run", "--model", model, "--out", tmp_path), "not a run folder")
+    refused(inside("selfcodealign.py", "concepts", "--out", tmp_path / "none"), "not a run folder")
+    refused(inside("selfcodealign.py", "trace", tmp_path / "none", "abc"), "no such run folder")
+    refused(inside("eval.py", "--compare", tmp_path, tmp_path), "no result")
+    refused(inside("eval.py", "--benchmark", "mbpp"), "--out")
 
 
 def test_an_environment_of_the_users_is_left_alone(tmp_path):
@@ -242,12 +242,12 @@ def test_run_sh_takes_relative_paths_from_the_folder_that_it_is_called_from(sour
     assert set(ROOT.glob("runs/*")) == before and not (tmp_path / "runs").exists()
 
 
-def test_results_of_different_tasks_are_not_compared(command, tmp_path):
+def test_results_of_different_tasks_are_not_compared(inside, tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         tasks = {f"{name}/0": {"base": True, "plus": True}}
         (tmp_path / name / "result.json").write_text(json.dumps({"benchmark": "mbpp", "tasks": tasks}))
-    refused(command("eval.py", "--compare", tmp_path / "a", tmp_path / "b"), "not scored on the same tasks")
+    refused(inside("eval.py", "--compare", tmp_path / "a", tmp_path / "b"), "not scored on the same tasks")
 
 
 PRINT_PROMPTS = """

@@ -63,7 +63,7 @@ def first_tasks(benchmark: str, number: int, folder: Path) -> dict[str, str]:
 
 @needs_benchmark
 @pytest.mark.parametrize("benchmark", ["humaneval", "mbpp"])
-def test_reference_solutions_pass_and_wrong_ones_do_not(benchmark, tmp_path, command):
+def test_reference_solutions_pass_and_wrong_ones_do_not(benchmark, tmp_path, command, inside):
     _, tasks, file_hash, _ = load_benchmark(benchmark)
     chosen = list(tasks)[:16]
     wrong = set(chosen[::4])
@@ -102,13 +102,13 @@ def test_reference_solutions_pass_and_wrong_ones_do_not(benchmark, tmp_path, com
     assert result["plus"]["k"] == 12 and result["plus"]["n"] == 16 and result["dataset_md5"] == file_hash
     assert result["dataset_version"] in ("HumanEval+ v0.1.10", "MBPP+ v0.2.0")
 
-    assert "75.0 (12/16)" in command(*score).stdout
+    assert "75.0 (12/16)" in inside(*score).stdout
     (tmp_path / "result" / "result.json").unlink()  # killed before its end: the verdicts on disk stand
-    assert "75.0 (12/16)" in command(*score).stdout
+    assert "75.0 (12/16)" in inside(*score).stdout
     samples.write_text(samples.read_text() + "\n")
-    refused(command(*score), "another fingerprint")  # never an old result for new samples
+    refused(inside(*score), "another fingerprint")  # never an old result for new samples
 
-    itself = command("eval.py", "--compare", tmp_path / "result", tmp_path / "result")
+    itself = inside("eval.py", "--compare", tmp_path / "result", tmp_path / "result")
     assert itself.returncode == 0 and "fixed 0, broken 0, exact McNemar p = 1" in itself.stdout
 
 
@@ -327,15 +327,15 @@ def test_a_failed_start_does_not_block_the_corrected_command(tmp_path):
         check_folder(tmp_path, {"prompt": "completion"})
 
 
-def test_wrong_options_are_refused(command, tmp_path, model):
+def test_wrong_options_are_refused(inside, tmp_path, model):
     out = ["--benchmark", "humaneval", "--out", tmp_path / "out"]
-    refused(command("eval.py", "--model", model, "--samples", 3, *out), "--temperature")
-    refused(command("eval.py", "--model", model, "--samples", "file.jsonl", *out), "number of answers")
-    refused(command("eval.py", "--model", model, model, *out), "2 --out wanted")
-    refused(command("eval.py", "--model", model, "--benchmark", "self", "--out", tmp_path / "out"), "--data")
-    done = command("eval.py", "--model", model, "--limit", 0, *out)
+    refused(inside("eval.py", "--model", model, "--samples", 3, *out), "--temperature")
+    refused(inside("eval.py", "--model", model, "--samples", "file.jsonl", *out), "number of answers")
+    refused(inside("eval.py", "--model", model, model, *out), "2 --out wanted")
+    refused(inside("eval.py", "--model", model, "--benchmark", "self", "--out", tmp_path / "out"), "--data")
+    done = inside("eval.py", "--model", model, "--limit", 0, *out)
     assert done.returncode == 2 and "argument --limit" in done.stderr
-    refused(command("eval.py", "--samples", tmp_path / "none.jsonl", *out), "none.jsonl")
+    refused(inside("eval.py", "--samples", tmp_path / "none.jsonl", *out), "none.jsonl")
     assert not (tmp_path / "out").exists()
 
 
@@ -386,7 +386,7 @@ def self_made(folder: Path) -> Path:
     return write_rows(folder / "heldout.jsonl", rows)
 
 
-def test_self_made_tasks_are_scored_by_their_own_tests(tmp_path, command):
+def test_self_made_tasks_are_scored_by_their_own_tests(tmp_path, command, inside):
     data = self_made(tmp_path)
     good = [
         f"So:\n{TICKS}python\ndef add{number}(x):\n    return x + {number}\n{TICKS}" for number in range(4)
@@ -410,14 +410,14 @@ def test_self_made_tasks_are_scored_by_their_own_tests(tmp_path, command):
     assert result["base"]["k"] == 4 and "plus" not in result and result["tasks"]["task0"] == {"base": True}
     assert json.loads((tmp_path / "bad" / "result.json").read_text())["base"]["k"] == 0
 
-    done = command("eval.py", "--compare", tmp_path / "bad", tmp_path / "good", "--out", tmp_path / "page")
+    done = inside("eval.py", "--compare", tmp_path / "bad", tmp_path / "good", "--out", tmp_path / "page")
     assert done.returncode == 0 and "fixed 4, broken 0, exact McNemar p = 0.125" in done.stdout, done.stderr
     comparison = json.loads((tmp_path / "page" / "compare.json").read_text())
     assert [
         (change["task_id"], change["change"], change["b"]["solution"]) for change in comparison["changes"]
     ] == [(f"task{number}", "fixed", good[number]) for number in range(4)]
     table = ["--table", tmp_path / "bad", tmp_path / "good", tmp_path / "good", "--out", tmp_path / "page"]
-    done = command("eval.py", *table)
+    done = inside("eval.py", *table)
     assert "100.0 (4/4)" in done.stdout and "0.0 (0/4)" in done.stdout, done.stderr
     report(["--out", str(tmp_path / "page")])
     page = (tmp_path / "page" / "compare.html").read_text()
@@ -425,7 +425,7 @@ def test_self_made_tasks_are_scored_by_their_own_tests(tmp_path, command):
     assert "src=" not in page and "href=" not in page
     assert "100.0<br>" in (tmp_path / "page" / "table.html").read_text()
     several = ["--compare", tmp_path / "bad", tmp_path / "good", tmp_path / "bad"]
-    done = command("eval.py", *several, "--out", tmp_path / "page")
+    done = inside("eval.py", *several, "--out", tmp_path / "page")
     assert done.returncode == 0 and "B - A over 2 runs" in done.stdout, done.stderr
     pages = json.loads((tmp_path / "page" / "compare.json").read_text())
     assert len(pages["runs"]) == 2 and pages["pooled"]["suites"][0]["difference"] == 0.5
@@ -441,13 +441,13 @@ def test_self_made_tasks_are_scored_by_their_own_tests(tmp_path, command):
         "tasks": {f"task{n}": {"base": n < 2} for n in range(4)},
     }
     (hand_made / "result.json").write_text(json.dumps(made))
-    done = command("eval.py", "--compare", hand_made, tmp_path / "good")
+    done = inside("eval.py", "--compare", hand_made, tmp_path / "good")
     assert done.returncode == 0 and "no model named" in done.stdout and "A 2/4 = 50.0%" in done.stdout, (
         done.stderr
     )
     for wrong in ({"tasks": {"task0": True}}, {"tasks": {}}, {"benchmark": "other"}):
         (hand_made / "result.json").write_text(json.dumps(made | wrong))
-        refused(command("eval.py", "--compare", hand_made, tmp_path / "good"), "result.json")
+        refused(inside("eval.py", "--compare", hand_made, tmp_path / "good"), "result.json")
 
 
 def test_the_last_self_made_task_counts_without_its_line_end(tmp_path):
@@ -478,7 +478,7 @@ def test_the_chat_prompt_has_the_sentences_of_evalplus_own_command(tmp_path):
 
 
 @needs_benchmark
-def test_killed_generation_goes_on_and_every_prompt_is_the_one_wanted(tmp_path, command, model):
+def test_killed_generation_goes_on_and_every_prompt_is_the_one_wanted(tmp_path, command, inside, model):
     asked = "--benchmark humaneval self --limit 6 --samples 2 --temperature 0.8 --max-tokens 64"
     shutil.copytree(model, copy := tmp_path / "copy")
     folders = ["--data", self_made(tmp_path), "--out", tmp_path / "out", tmp_path / "other prompt"]
@@ -520,7 +520,7 @@ def test_killed_generation_goes_on_and_every_prompt_is_the_one_wanted(tmp_path, 
     assert len(other) == 12 and {row["prompt"] for row in other} == {"completion"}
     other = [json.loads(line) for line in (tmp_path / "other model/humaneval/answers.jsonl").open()]
     assert {row["id"] for row in other} == {row["id"] for row in rows} and len(other) == 12
-    refused(command(*command_line, "--seed", 1), "another seed")
+    refused(inside(*command_line, "--seed", 1), "another seed")
 
 
 def test_engines_run_at_the_same_time_where_each_gets_a_core_of_a_processor(model, tmp_path, monkeypatch):
@@ -563,12 +563,12 @@ def test_two_copies_behind_vllms_server_answer_as_one_engine_in_this_process(tmp
     print(f"{equal} of 16 answers are the same text")
 
 
-def test_a_chat_template_that_cannot_be_used_is_found_before_an_engine_starts(tmp_path, command, model):
+def test_a_chat_template_that_cannot_be_used_is_found_before_an_engine_starts(tmp_path, inside, model):
     broken = tmp_path / "model"
     shutil.copytree(model, broken, ignore=shutil.ignore_patterns("*.safetensors"))
     (broken / "chat_template.jinja").write_text("{{ raise_exception('no system role') }}")
     asked = ["--benchmark", "self", "--data", self_made(tmp_path), "--out", tmp_path / "out"]
-    refused(command("eval.py", "--model", broken, *asked), "no system role", "--prompt completion")
+    refused(inside("eval.py", "--model", broken, *asked), "no system role", "--prompt completion")
     assert not (tmp_path / "out").exists()
 
 
@@ -628,7 +628,7 @@ def test_what_the_sanitizer_made_is_kept(tmp_path):
 # ------------------------------------------------------------------------------------------ comparison
 
 
-def test_settings_that_differ_are_said_or_refused(command, tmp_path):
+def test_settings_that_differ_are_said_or_refused(inside, tmp_path):
     result = {"benchmark": "humaneval", "tasks": {"HumanEval/0": {"base": True, "plus": False}}}
     settings = {"dataset_md5": "0", "evalplus": "0.3.1", "min_time_limit": 4.0, "load_factor": 20, "seed": 0}
     settings |= {"model": "base", "prompt_used": "completion", "max_tokens": 768, "temperature": 0.0}
@@ -637,7 +637,7 @@ def test_settings_that_differ_are_said_or_refused(command, tmp_path):
         for name, more in (("a", {}), ("b", changed)):
             (tmp_path / name).mkdir(exist_ok=True)
             (tmp_path / name / "result.json").write_text(json.dumps(result | settings | more))
-        return command("eval.py", "--compare", tmp_path / "a", tmp_path / "b")
+        return inside("eval.py", "--compare", tmp_path / "a", tmp_path / "b")
 
     assert "differs" not in compare(model="aligned", seed=1, fingerprint="1").stdout
     said = compare(max_tokens=384, prompt_used="evalplus", temperature=0.2)
@@ -778,13 +778,13 @@ def write_result_of(folder: Path, passing: list[int], samples: int, suites=("bas
     (folder / "result.json").write_text(json.dumps(result))
 
 
-def test_several_samples_a_task_are_compared_by_their_shares(tmp_path, command):
+def test_several_samples_a_task_are_compared_by_their_shares(tmp_path, inside):
     random_counts = random.Random(0)
     a = [random_counts.choice([0, 0, 0, 1, 3]) for _ in range(164)]
     b = [min(3, count + random_counts.choice([0, 0, 0, 1])) for count in a]
     write_result_of(tmp_path / "a", a, 3)
     write_result_of(tmp_path / "b", b, 3, searched=[])
-    done = command("eval.py", "--compare", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "out")
+    done = inside("eval.py", "--compare", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "out")
     assert done.returncode == 0 and f"A {sum(a)}/492" in done.stdout, done.stderr
     assert "NOT SEARCHED" in done.stdout and "humaneval+" not in done.stdout
     [row] = json.loads((tmp_path / "out" / "compare.json").read_text())["suites"]
@@ -794,11 +794,11 @@ def test_several_samples_a_task_are_compared_by_their_shares(tmp_path, command):
     assert math.isclose(row["difference"], mean) and row["fixed"] == sum(value > 0 for value in changed)
     assert abs(row["low"] - mean + half) < 0.004 and abs(row["high"] - mean - half) < 0.004
     assert row["p"] < 0.001 and row["test"] == "permutation"
-    assert command("selfcodealign.py", "report", "--out", tmp_path / "out").returncode == 0
+    assert inside("selfcodealign.py", "report", "--out", tmp_path / "out").returncode == 0
     write_result_of(tmp_path / "c", a, 2)
-    refused(command("eval.py", "--compare", tmp_path / "a", tmp_path / "c"), "numbers of samples")
+    refused(inside("eval.py", "--compare", tmp_path / "a", tmp_path / "c"), "numbers of samples")
     write_result_of(tmp_path / "d", a, 3, suites=("base", "plus"))
-    refused(command("eval.py", "--compare", tmp_path / "a", tmp_path / "d"), "not scored on the same tasks")
+    refused(inside("eval.py", "--compare", tmp_path / "a", tmp_path / "d"), "not scored on the same tasks")
 
 
 def test_the_permutation_test_of_one_sample_is_mcnemars():

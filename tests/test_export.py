@@ -79,8 +79,8 @@ def test_a_list_that_is_empty_in_the_first_thousand_examples_keeps_its_type(run_
     assert load(tmp_path / "out", tmp_path)[-1]["concepts"] == ["lists"]
 
 
-def test_messages_are_what_chat_trainers_take(run_folder, tmp_path, command):
-    made = command(
+def test_messages_are_what_chat_trainers_take(run_folder, tmp_path, inside):
+    made = inside(
         "selfcodealign.py",
         "export",
         "--out",
@@ -193,14 +193,14 @@ def test_half_a_surrogate_pair_becomes_a_question_mark(run_folder, tmp_path):
 
 
 @pytest.mark.parametrize("format", ["parquet", "messages"])
-def test_what_cannot_be_exported_leaves_nothing_behind(run_folder, tmp_path, command, format):
+def test_what_cannot_be_exported_leaves_nothing_behind(run_folder, tmp_path, inside, format):
     sft, left = run_folder / "sft.jsonl", sorted(path.name for path in tmp_path.iterdir())
     half = sft.read_text() + '{"id": "y", "instruction": "alone"}\n'
     for contents, says in [("", "no examples"), ("{\n", "sft.jsonl:1:"), (half, "example y")]:
         sft.write_text(contents)
         with pytest.raises(BadInput, match=says):
             export(run_folder, tmp_path / "out", format)
-    ended = command(
+    ended = inside(
         "selfcodealign.py", "export", "--out", run_folder, "--format", format, "--to", tmp_path / "out"
     )
     assert ended.returncode == 2 and ended.stderr.count("\n") == 1 and "example y" in ended.stderr

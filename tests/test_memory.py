@@ -72,27 +72,27 @@ def test_gpus_share_weights_gradients_and_optimizer():
     assert weights[4]["Total"] < 0.6 * weights[1]["Total"]
 
 
-def test_the_doctor_says_what_does_not_fit_and_what_cannot_be_used(command, embedded, tmp_path):
+def test_the_doctor_says_what_does_not_fit_and_what_cannot_be_used(inside, embedded, tmp_path):
     (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho NVIDIA H100, 81559 MiB, 570.86.10\n")
     (tmp_path / "nvidia-smi").chmod(0o755)
     path = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    done = command("selfcodealign.py", "doctor", "--model", embedded, env=path)
+    done = inside("selfcodealign.py", "doctor", "--model", embedded, env=path)
     assert done.returncode == 0 and "CANNOT USE THEM" in done.stdout and "train.py --model" in done.stdout
     large = tmp_path / "large"
     shutil.copytree(embedded, large, ignore=shutil.ignore_patterns("*.safetensors"))
     config = config_of(*CONFIGS["DeepSeek-Coder-33B"])
     config.num_hidden_layers, config.hidden_size, config.intermediate_size = 2, 57344, 229376
     (large / "config.json").write_text(json.dumps(config.to_dict()))
-    assert command("selfcodealign.py", "doctor", "--model", large).stdout.count("DOES NOT FIT") == 3
+    assert inside("selfcodealign.py", "doctor", "--model", large).stdout.count("DOES NOT FIT") == 3
 
 
-def test_the_doctor_looks_at_what_a_gpu_asks_of_the_system(command, tmp_path):
+def test_the_doctor_looks_at_what_a_gpu_asks_of_the_system(inside, tmp_path):
     (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho NVIDIA H100, 81559 MiB, 580.86.10\n")
     (tmp_path / "nvidia-smi").chmod(0o755)
     path = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
     hidden = path | {"CUDA_VISIBLE_DEVICES": "", "http_proxy": "http://127.0.0.1:9", "no_proxy": ""}
     said = dict(
-        line.split(":", 1) for line in command("selfcodealign.py", "doctor", env=hidden).stdout.splitlines()
+        line.split(":", 1) for line in inside("selfcodealign.py", "doctor", env=hidden).stdout.splitlines()
     )
     assert "CUDA_VISIBLE_DEVICES hides them" in said["torch"] and said["proxy"].strip() == "http_proxy"
     assert {"compiler", "Python.h", "nvcc", "/dev/shm", "open files"} <= said.keys()

@@ -275,7 +275,7 @@ def test_given_tasks_are_taken_as_they_are_and_those_of_a_benchmark_left_out_in_
     )
 
 
-def test_the_card_of_a_model_says_what_is_known_and_never_replaces_another(command, tmp_path):
+def test_the_card_of_a_model_says_what_is_known_and_never_replaces_another(inside, tmp_path):
     model, data = tmp_path / "model", tmp_path / "run" / "sft.jsonl"
     model.mkdir(), data.parent.mkdir()
     data.write_text('{"id": "1"}\n{"id": "2"}\n')
@@ -289,7 +289,7 @@ def test_the_card_of_a_model_says_what_is_known_and_never_replaces_another(comma
         "tasks": {f"HumanEval/{n}": {"base": True, "plus": n < 3} for n in range(4)},
     }
     (tmp_path / "result.json").write_text(json.dumps(result))
-    made = command("selfcodealign.py", "card", "--model", model, "--scores", tmp_path)
+    made = inside("selfcodealign.py", "card", "--model", model, "--scores", tmp_path)
     assert made.returncode == 0, made.stderr
     card = ModelCard.load(model / "README.md")
     assert card.data.base_model == "owner/base" and card.data.license == "unknown"
@@ -300,10 +300,10 @@ def test_the_card_of_a_model_says_what_is_known_and_never_replaces_another(comma
     ):
         assert text in card.text, card.text
     assert str(tmp_path) not in card.text
-    assert command("selfcodealign.py", "card", "--model", model).returncode == 0, "made again"
+    assert inside("selfcodealign.py", "card", "--model", model).returncode == 0, "made again"
     (tmp_path / "result.json").write_text(json.dumps(result | {"model": "someone/else"}))
-    other = command("selfcodealign.py", "card", "--model", model, "--scores", tmp_path)
+    other = inside("selfcodealign.py", "card", "--model", model, "--scores", tmp_path)
     assert other.returncode == 2 and "scores of someone/else" in other.stderr
     (model / "README.md").write_text("mine")
-    refused = command("selfcodealign.py", "card", "--model", model)
+    refused = inside("selfcodealign.py", "card", "--model", model)
     assert refused.returncode == 2 and (model / "README.md").read_text() == "mine"

@@ -238,7 +238,7 @@ def test_a_run_that_has_just_begun_has_a_page(tmp_path):
     assert counts["sft"] == 0 and all(stage["in"] == stage["kept"] == 0 for stage in counts["stages"])
 
 
-def test_a_folder_whose_rows_have_no_ancestors_is_refused_in_one_line(planted, command):
+def test_a_folder_whose_rows_have_no_ancestors_is_refused_in_one_line(planted, inside):
     config = json.loads((planted / "config.json").read_text())
     del config["stages"]
     (planted / "config.json").write_text(json.dumps(config))
@@ -247,7 +247,7 @@ def test_a_folder_whose_rows_have_no_ancestors_is_refused_in_one_line(planted, c
         ("trace", planted, "f0"),
         ("selection", "--out", planted),
     ):
-        refused = command("selfcodealign.py", *arguments)
+        refused = inside("selfcodealign.py", *arguments)
         assert refused.returncode == 2 and refused.stderr.count("\n") == 1, refused.stderr
 
 

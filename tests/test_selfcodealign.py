@@ -296,7 +296,7 @@ def test_the_prompt_of_every_row_can_be_shown_again(whole):
         assert rows
 
 
-def test_a_run_that_goes_on_can_be_looked_at(whole, command, tmp_path):
+def test_a_run_that_goes_on_can_be_looked_at(whole, inside, tmp_path):
     """Its lock is taken, a stage has begun, and what only reads it works all the same."""
     out = tmp_path / "going"
     shutil.copytree(whole, out)
@@ -305,7 +305,7 @@ def test_a_run_that_goes_on_can_be_looked_at(whole, command, tmp_path):
     for stage in ("instructions", "responses", "executions", "selection", "sft"):
         (out / f"{stage}.jsonl").unlink(missing_ok=True)
     with lock_folder(out):
-        looked = command("selfcodealign.py", "report", "--out", out)
+        looked = inside("selfcodealign.py", "report", "--out", out)
     assert looked.returncode == 0, looked.stderr
     assert "under way: concepts: 2 of 5 done (40%)" in looked.stdout
     assert (
@@ -748,18 +748,18 @@ def test_other_engines_and_batch_sizes_change_no_prompt_and_no_sampling_seed(
             assert (one["prompt"] == other["prompt"]) == (parents_here[parent_id] == parents_there[parent_id])
 
 
-def test_a_larger_limit_adds_to_the_rows_there_are(model, source, command, tmp_path):
+def test_a_larger_limit_adds_to_the_rows_there_are(model, source, inside, tmp_path):
     for name, limit in [("grown", "2"), ("grown", "5"), ("at once", "5")]:
         succeeds(
-            command(
+            inside(
                 *command_line(tmp_path / name, model, source, "--judge", "0", "--limit", limit, stage="seeds")
             )
         )
     assert identities(tmp_path / "grown", "seeds") == identities(tmp_path / "at once", "seeds")
 
 
-def test_a_changed_setting_is_refused_by_name(whole, command):
-    changed = command("selfcodealign.py", "run", "--out", whole, "--samples", 3)
+def test_a_changed_setting_is_refused_by_name(whole, inside):
+    changed = inside("selfcodealign.py", "run", "--out", whole, "--samples", 3)
     assert (
         changed.returncode == 2 and changed.stderr.count("\n") == 1 and "samples = 2, not 3" in changed.stderr
     )
