@@ -46,10 +46,10 @@ from pathlib import Path
 from parts.benchmarks import VERSIONS, load_benchmark
 from parts.code import code_blocks, parses, program, python_code, runnable_code
 from parts.comparison import compare, table
-from parts.containment import end_with_parent
 from parts.engine import check_model, side_by_side, start_engine, stream
 from parts.examples import load_examples
 from parts.folder import positive
+from parts.pool import end_with_parent
 from parts.request import Request, chat_ids, prompt_ids
 from parts.rows import (
     Appender,
@@ -332,7 +332,7 @@ def evaluate(jobs: list[Job], workers: int, engine_options: dict):
         one_by_one, together = [[jobs] for jobs in asked.values()], [[*asked.values()]]
         for group in together if side_by_side([*asked], engine_options) else one_by_one:
             n = len(group)
-            with ProcessPoolExecutor(n, SPAWN, end_with_parent) as pool:  # an engine ends with its process
+            with ProcessPoolExecutor(n, SPAWN, end_with_parent) as pool:  # the engine ends with us
                 list(pool.map(generate, group, [engine_options] * n, range(n), [n] * n))
         for benchmark in dict.fromkeys(job.benchmark for job in waiting):
             score([job for job in waiting if job.benchmark == benchmark], workers)
@@ -481,11 +481,11 @@ def run(given: argparse.Namespace):
             return table(given.table, out)
         return compare(given.compare[0], given.compare[1:], out)
     check_arguments(given)
+    for model in given.model:
+        check_model(model)
     if not given.model and not Path(given.samples).is_file():
         raise BadInput(f"no such file: {given.samples}")
     loaded = {benchmark: load_tasks(benchmark, given.data) for benchmark in given.benchmark}
-    for model in given.model:
-        check_model(model)
     prompts = given.prompt if len(given.prompt) > 1 else given.prompt * len(given.out)
     jobs = []
     for model, prompt, out in zip(given.model or [None], prompts, given.out):

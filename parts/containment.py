@@ -71,10 +71,6 @@ def prctl(option, value):
     call(libc.prctl, option, value, 0, 0, 0)
 
 
-def end_with_parent():
-    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
 def write_text(path, text):
     with open(path, "w") as file:
         file.write(text)
@@ -113,7 +109,7 @@ def enter_namespaces(folders, account):
     if first:  # stays outside only to hold process 1
         os.waitpid(first, 0)
         os._exit(0)
-    end_with_parent()
+    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     enter_private_root(folders, account)
     with socket.socket() as any_socket:  # loopback up: programs may talk to themselves
         fcntl.ioctl(any_socket, SIOCSIFFLAGS, struct.pack("16sh22x", b"lo", IFF_UP))
@@ -221,7 +217,7 @@ def drop_privileges(config):
     # Off in the worker and after the change of user; on, a program may read its own /proc/self.
     prctl(PR_SET_DUMPABLE, 1)
     if not config["process_1"]:
-        end_with_parent()  # after the change of user, which clears it
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # after the change of user, which clears it
 
 
 def landlock_rules(folders, scratch):

@@ -9,7 +9,7 @@ import signal
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 
-from parts.containment import end_with_parent
+from parts.containment import PR_SET_PDEATHSIG, prctl
 
 
 def map_in_order(function: Callable, items: Iterable[tuple], at_a_time: int = 64) -> Iterator:
@@ -22,6 +22,13 @@ def map_in_order(function: Callable, items: Iterable[tuple], at_a_time: int = 64
         while ahead:
             ahead.extend(itertools.islice(begun, 1))
             yield from ahead.popleft().get()
+
+
+def end_with_parent():
+    """End this process of `multiprocessing` when its parent ends. What it forks does not inherit this."""
+    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if not multiprocessing.parent_process().is_alive():  # it had ended before
+        os._exit(1)
 
 
 def prepare_worker(function: Callable):

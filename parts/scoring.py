@@ -18,13 +18,13 @@ import types
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 
-from parts.containment import end_with_parent
+from parts.pool import end_with_parent
 from parts.rows import BadInput
 
 MIN_TIME_LIMIT = 4.0  # seconds per test input; at EvalPlus's 1.0 a right answer fails on a loaded machine
 LOAD_FACTOR = 20  # an answer that waits for a core may take this many times its limit
 SANITIZE_SECONDS = 60  # its time grows with the cube of the lines: 380 of them can take as long
-SPAWN = multiprocessing.get_context("spawn")  # EvalPlus forks a worker for each answer: a small one is faster
+SPAWN = multiprocessing.get_context("spawn")  # EvalPlus forks its worker for each answer: keep it small
 ALWAYS_FAILS = {"humaneval": "HumanEval/32"}  # in EvalPlus 0.3.1, whatever the answer
 
 
@@ -79,6 +79,10 @@ def sanitized(code: str, entry_point: str, seconds: float = SANITIZE_SECONDS) ->
 class AnswerProcess(multiprocessing.get_context("fork").Process):
     """In place of EvalPlus's process of one answer, which it joins with the limit on all inputs."""
 
+    def run(self):
+        end_with_parent()  # a worker that is killed ends nothing, and an answer may be endless
+        super().run()
+
     def join(self, timeout: float | None = None):
         started, left = time.monotonic(), timeout
         super().join(left)
@@ -89,11 +93,11 @@ class AnswerProcess(multiprocessing.get_context("fork").Process):
 
 
 def prepare_process():
-    """Make EvalPlus use the clocks above here, drop what programs print, and end with the parent process."""
+    """Make EvalPlus use these clocks in this process, drop what programs print, and end with the parent."""
+    end_with_parent()
     import evalplus.eval
     import evalplus.gen.util
 
-    end_with_parent()
     evalplus.eval.time_limit = time_limit
     evalplus.eval.multiprocessing = types.SimpleNamespace(Process=AnswerProcess)
     evalplus.gen.util.time = types.SimpleNamespace(time=time.process_time)
@@ -107,9 +111,9 @@ def check(benchmark: str, task: dict, solutions: list[str], least: float) -> lis
     """EvalPlus's verdict on each solution of a task, and whether the machine's load may have made it fail.
 
     A verdict is {base, plus}, each pass, fail or timeout; plus is None unless base passes. An input may take
-    `least` seconds, or several times the reference's. The reference runs first, every time: EvalPlus's cache
-    would keep limits that were measured in a busy moment. On the inputs of plus, a minute of a core for both
-    benchmarks, it runs only where an answer passes base."""
+    `least` seconds, or several times the reference's if that is more. The reference runs first, every time:
+    EvalPlus's cache would keep limits that were measured in a busy moment. On the inputs of plus, a minute of
+    a core for both benchmarks, it runs only where an answer passes base."""
     from evalplus.eval import PASS, TIMEOUT, untrusted_check
     from evalplus.eval._special_oracle import MBPP_OUTPUT_NOT_NONE_TASKS
     from evalplus.gen.util import trusted_exec
@@ -138,7 +142,7 @@ def check(benchmark: str, task: dict, solutions: list[str], least: float) -> lis
 
 
 def check_all(benchmark: str, tasks: dict, samples: list[tuple[str, str]], workers: int) -> Iterator[tuple]:
-    """Yield ((task id, solution), verdict, whether load may have made it fail) of each, as it is known."""
+    """Yield ((task id, solution), verdict, whether load may have made it fail) of each, in any order."""
     by_task = {}
     for task_id, solution in samples:
         by_task.setdefault(task_id, []).append(solution)

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from filelock import FileLock
@@ -84,15 +85,12 @@ def inside(monkeypatch):
     no interpreter of its own."""
 
     def run(script: str, *arguments, env={}):
-        words, printed = (
-            [script, *map(str, arguments)],
-            [io.TextIOWrapper(io.BytesIO(), "utf-8") for _ in "oe"],
-        )
-        with monkeypatch.context() as patch:
+        words = [script, *map(str, arguments)]
+        printed = [io.TextIOWrapper(io.BytesIO(), "utf-8") for _ in ("stdout", "stderr")]
+        with monkeypatch.context() as patch, mock.patch.dict(os.environ, env):
             patch.chdir(ROOT)
             patch.setattr(sys, "argv", words)
-            for name, value in env.items():
-                patch.setenv(name, value)
+            patch.setattr(sys, "unraisablehook", sys.unraisablehook)
             with contextlib.redirect_stdout(printed[0]), contextlib.redirect_stderr(printed[1]):
                 try:
                     status = importlib.import_module(script.removesuffix(".py")).main()

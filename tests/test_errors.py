@@ -97,10 +97,10 @@ def test_corrupt_line_of_a_source_and_of_a_stage(command, inside, tmp_path, mode
     refused(inside("selfcodealign.py", "concepts", "--out", tmp_path / "run"), f"{rows}:1:")
 
 
-def test_train_data_that_is_missing_corrupt_or_empty(inside, tmp_path, model):
+def test_train_data_that_is_missing_corrupt_or_empty(command, inside, tmp_path, model):
     data = tmp_path / "sft.jsonl"
     options = ["--model", model, "--data", data, "--out", tmp_path / "model"]
-    refused(inside("train.py", *options), "no such data file")
+    refused(command("train.py", *options), "no such data file")
     data.write_text("")
     refused(inside("train.py", *options), "no examples")
     data.write_text('{"instruction": "a", "response": "b"}\n{"instruction": "a"}\n')

@@ -333,6 +333,7 @@ def test_the_branch_for_gpus_gives_the_losses_of_the_cpus(precision, tied, tiny,
     monkeypatch.setattr(train, "VARLEN_DEVICE", "cpu")
     found, _ = some_steps(folder, precision, compile="aot_eager", steps=2)
     assert found == pytest.approx(expected, rel=0.02) and max(varlen_on_cpu.calls) > 2
+    assert len(varlen_on_cpu.calls) > 6  # in two layers, of which check_loss has three passes
 
 
 def test_the_rate_rises_falls_and_is_never_zero():
@@ -662,11 +663,14 @@ def test_a_gpu_that_torch_cannot_use_is_no_training_on_the_cpu(tmp_path, monkeyp
     dist.destroy_process_group()
 
 
-def test_the_published_count_of_operations_is_that_of_torch(network, encoded):
+def test_the_published_count_of_operations_is_that_of_torch(network, encoded, monkeypatch):
     model, (ids, _) = network("eager"), encoded[0]
     with FlopCounterMode(display=False) as counter:
         model(input_ids=torch.tensor([ids])).logits.sum().backward()
     assert train.step_flops(model, [(ids, 0)]) == pytest.approx(counter.get_total_flops(), rel=0.01)
+    monkeypatch.setattr(train, "WORLD", 4)
+    speed = train.speed_of([(ids, 0)] * 8, 2.0, 16 * 10**12, torch.device("cpu"))
+    assert speed == {"tokens_per_second": 4 * len(ids), "tflops": 2.0}
 
 
 def test_settings_and_texts_that_cannot_be_are_refused(tiny, data, tmp_path, inside):
