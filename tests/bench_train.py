@@ -52,6 +52,20 @@ def ours(arguments, data: Path, out: Path) -> list[dict]:
     return [row | {"seconds": row["tokens"] / row["tokens_per_second"]} for row in rows]
 
 
+def floor(log: list[dict]) -> float:
+    """Tokens per second of the logged steps if all their operations ran as fast as those of a product of two
+    large matrices in bf16 do here."""
+    import torch
+
+    matrix, seconds = torch.randn(4096, 4096).to(torch.bfloat16), []
+    for _ in range(5):
+        started = time.monotonic()
+        matrix @ matrix
+        seconds.append(time.monotonic() - started)
+    tflops = 2 * 4096**3 / min(seconds) / 1e12
+    return statistics.median(row["tokens_per_second"] * tflops / row["tflops"] for row in log)
+
+
 def trl(arguments, data: Path, out: Path, packing: bool) -> list[dict]:
     import torch
     from datasets import Dataset
@@ -135,7 +149,8 @@ def main():
             speed = sum(row["tokens"] for row in timed) / sum(row["seconds"] for row in timed)
             memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
             losses = [row["loss"] for row in log]
-            print("\n" + json.dumps({"speed": speed, "peak_gb": memory, "losses": losses}))
+            found = {"speed": speed, "peak_gb": memory, "losses": losses}
+            print("\n" + json.dumps(found | ({"floor": floor(timed)} if arguments.only == "ours" else {})))
             return
 
     speeds = {"ours": [], "trl": [], "padded": []}
@@ -149,6 +164,8 @@ def main():
             losses = " ".join(f"{loss:.4f}" for loss in result["losses"])
             rates = f"{result['speed']:8.1f} tokens/s  peak {result['peak_gb']:5.2f} GB"
             print(f"{name:6} {rates}  losses {losses}", flush=True)
+            if "floor" in result:
+                print(f"floor  {result['floor']:8.1f} tokens/s: all at the speed of a matrix product")
     for name in ("trl", "padded"):
         ratio = statistics.median(a / b for a, b in zip(speeds["ours"], speeds[name]))
         print(f"ours / {name}: {ratio:.2f} (median of {arguments.rounds} rounds)")

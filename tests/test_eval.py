@@ -419,7 +419,7 @@ def test_self_made_tasks_are_scored_by_their_own_tests(tmp_path, command, inside
     ] == [(f"task{number}", "fixed", good[number]) for number in range(4)]
     table = ["--table", tmp_path / "bad", tmp_path / "good", tmp_path / "good", "--out", tmp_path / "page"]
     done = inside("eval.py", *table)
-    assert "75.0 (3/4)" in done.stdout and "0.0 (0/4)" in done.stdout, done.stderr
+    assert "100.0 (4/4)" in done.stdout and "0.0 (0/4)" in done.stdout, done.stderr
     report(["--out", str(tmp_path / "page")])
     page = (tmp_path / "page" / "compare.html").read_text()
     assert "def add1(x)\n    input(" in page and "base tests: exited" in page
