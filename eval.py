@@ -481,11 +481,11 @@ def run(given: argparse.Namespace):
             return table(given.table, out)
         return compare(given.compare[0], given.compare[1:], out)
     check_arguments(given)
-    for model in given.model:
-        check_model(model)
     if not given.model and not Path(given.samples).is_file():
         raise BadInput(f"no such file: {given.samples}")
     loaded = {benchmark: load_tasks(benchmark, given.data) for benchmark in given.benchmark}
+    for model in given.model:
+        check_model(model)
     prompts = given.prompt if len(given.prompt) > 1 else given.prompt * len(given.out)
     jobs = []
     for model, prompt, out in zip(given.model or [None], prompts, given.out):

@@ -708,13 +708,12 @@ def validate(step: int, learner, validation: list[Example], arguments, device, l
 
 
 def train(arguments):
-    pairs = read_pairs(arguments.data)
+    pairs, device = read_pairs(arguments.data), start_processes()
     options, tokenizer = read_model(arguments)
     settings = read_settings(arguments, options, tokenizer)
     out, unfinished = arguments.out, Path(f"{arguments.out}.unfinished")
     if is_trained(out, unfinished, settings):
         return say(f"{out} is trained already")
-    device = start_processes()
     examples, validation = encode_pairs(pairs, tokenizer, arguments.max_length, arguments.validation_share)
 
     learner = make_learner(options, arguments, device)

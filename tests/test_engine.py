@@ -61,6 +61,11 @@ def serve(answer, entry={}, port=0):
             thread.join()
 
 
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch):
+    monkeypatch.setattr(servers, "PAUSE", 0.01)
+
+
 def connect(server, model):
     return contextlib.closing(start_engine(model, 512, server=f"http://127.0.0.1:{server.server_port}"))
 

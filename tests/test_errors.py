@@ -130,6 +130,9 @@ def offline(tmp_path) -> dict:
     """What `command` needs to run without a network, and with nothing that was downloaded before."""
     nothing = {"XDG_CACHE_HOME": str(tmp_path), "HF_HOME": str(tmp_path)}
     nothing |= {"HUMANEVAL_OVERRIDE_PATH": "", "MBPP_OVERRIDE_PATH": ""}
+    # What vLLM knows of its own classes stays: it starts a process that imports all of it to learn that.
+    cache = os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache"))
+    nothing["VLLM_CACHE_ROOT"] = os.environ.get("VLLM_CACHE_ROOT", f"{cache}/vllm")
     return {"prefix": OFFLINE, "env": nothing}
 
 

@@ -118,7 +118,8 @@ def test_scoring_that_is_killed_leaves_no_process_and_the_same_command_goes_on(t
     for task_id, task in load_benchmark("humaneval").tasks.items():
         right = task["prompt"] + task["canonical_solution"]
         rows.append({"task_id": task_id, "solution": f"{right}\nimport time\ntime.sleep(1)\n"})
-    rows[1]["solution"] = "while True: pass"
+    waits = f"from pathlib import Path\nwhile not Path({str(tmp_path / 'go on')!r}).exists(): pass\n"
+    rows[1]["solution"] = waits + rows[1]["solution"]
     samples, out = write_rows(tmp_path / "slow.jsonl", rows), tmp_path / "out"
     words = ["eval.py", "--samples", samples, "--benchmark", "humaneval", "--out", out, "--limit", 4]
     killed = subprocess.Popen([sys.executable, *map(str, words)], cwd=ROOT, stderr=subprocess.DEVNULL)
@@ -128,10 +129,11 @@ def test_scoring_that_is_killed_leaves_no_process_and_the_same_command_goes_on(t
     left = psutil.Process(killed.pid).children(recursive=True)
     killed.kill()
     killed.wait()
-    done = command(*words)  # at once: nothing that is left holds the folder
-    assert done.returncode == 0 and "75.0 (3/4)" in done.stdout, done.stderr
-    assert len(verdicts.read_text().splitlines()) == 4
     assert left and not psutil.wait_procs(left, timeout=5)[1]
+    (tmp_path / "go on").touch()
+    done = command(*words)  # nothing that is left holds the folder
+    assert done.returncode == 0 and "100.0 (4/4)" in done.stdout, done.stderr
+    assert len(verdicts.read_text().splitlines()) == 4
 
 
 def answers_of_all_kinds(tasks: dict[str, dict]) -> list[dict]:

@@ -368,9 +368,9 @@ def rows_of(folder):
     return [{key: row[key] for key in row.keys() - measured} for row in rows]
 
 
-def test_killed_at_any_time_and_given_again_it_ends_bit_for_bit_the_same(tiny, data, tmp_path, command):
+def test_killed_at_any_time_and_given_again_it_ends_bit_for_bit_the_same(tiny, data, tmp_path, inside):
     more = ["--precision", "mixed", "--checkpoint-every", 0, "--validation-share", 0.1]
-    whole = command("train.py", *options(tiny, data, tmp_path / "whole", *more))
+    whole = inside("train.py", *options(tiny, data, tmp_path / "whole", *more))
     assert whole.returncode == 0, whole.stderr[-2000:]
     words = [sys.executable, train.__file__, *map(str, options(tiny, data, tmp_path / "killed", *more))]
     log = tmp_path / "killed.unfinished" / "log.jsonl"
@@ -382,9 +382,9 @@ def test_killed_at_any_time_and_given_again_it_ends_bit_for_bit_the_same(tiny, d
     assert not (tmp_path / "killed").exists() and list(log.parent.glob("checkpoint-*"))
     with log.open("a") as file:
         file.write('{"step": 9}\n{"ste')  # done after the last checkpoint, and torn
-    refused = command("train.py", *options(tiny, data, tmp_path / "killed", *more, "--seed", 1))
+    refused = inside("train.py", *options(tiny, data, tmp_path / "killed", *more, "--seed", 1))
     assert refused.returncode == 2 and "another seed" in refused.stderr
-    resumed = command("train.py", *options(tiny, data, tmp_path / "killed", *more))
+    resumed = inside("train.py", *options(tiny, data, tmp_path / "killed", *more))
     assert resumed.returncode == 0, resumed.stderr[-2000:]
     assert rows_of(tmp_path / "killed") == rows_of(tmp_path / "whole") and not log.parent.exists()
     ours, theirs = weights(tmp_path / "killed"), weights(tmp_path / "whole")
@@ -582,13 +582,13 @@ def test_a_model_that_is_cut_short_is_refused(tiny, data, tmp_path, inside):
     assert not list(tmp_path.glob("model*"))
 
 
-def test_after_a_full_disk_the_same_command_goes_on(tiny, data, tmp_path, command):
+def test_after_a_full_disk_the_same_command_goes_on(tiny, data, tmp_path, command, inside):
     words = options(tiny, data, tmp_path / "model", "--epochs", 1, "--precision", "mixed")
     limited = {"model": 850, "checkpoint-5": 5_000_000}  # bytes of the largest file that can be written
     for name, limit in limited.items():
         stopped = command("train.py", *words, prefix=["prlimit", f"--fsize={limit}"])
         refused(stopped, "cannot write", tmp_path / "model.unfinished" / name, "File too large")
-    finished = command("train.py", *words)
+    finished = inside("train.py", *words)
     assert finished.returncode == 0, finished.stderr[-2000:]
     assert [row["step"] for row in rows_of(tmp_path / "model")] == [1, 2, 3, 4, 5]
 

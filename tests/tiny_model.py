@@ -46,11 +46,15 @@ def main(embedded: str, out: str):
     context = tokenizer("\n".join(path.read_text() for path in sorted(PROMPTS.rglob("*.md")))).input_ids
     texts = [pair for name, body in BODIES.items() for pair in answers(name, body).items()]
     pairs = [(tokenizer(end).input_ids, tokenizer(answer).input_ids) for end, answer in texts]
-    # Only these tokens are learned. All others keep the logit 0, far below the 16 that stands for them here.
+    # Only the tokens that are read get another vector, and only those of answers one to be told by: all others
+    # keep the logit 0, far below the 16 that stands for them here. The whole vocabulary would take twice as long.
+    read = sorted({*context, *(token for pair in pairs for ids in pair for token in ids)})
     learned = sorted({token for _, answer in pairs for token in answer})
-    place = {token: number for number, token in enumerate(learned)}
+    row, place = ({token: number for number, token in enumerate(tokens)} for tokens in (read, learned))
+    vectors = torch.nn.Parameter(model.model.embed_tokens.weight[read].detach().clone())
     head = torch.nn.Parameter(torch.randn(len(learned), config.hidden_size) / 8)
-    optimizer = torch.optim.AdamW([*model.model.parameters(), head], lr=3e-3, weight_decay=0.0)
+    parameters = [*model.model.layers.parameters(), *model.model.norm.parameters(), vectors, head]
+    optimizer = torch.optim.AdamW(parameters, lr=3e-3, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=STEPS)
     for _ in range(STEPS):
         ids, predicting = [], []
@@ -59,13 +63,15 @@ def main(embedded: str, out: str):
             ids += context[start : start + draw.choice([20, 100, 300])] + end
             predicting += range(len(ids) - 1, len(ids) + len(answer) - 1)
             ids += answer
-        hidden = model.model(input_ids=torch.tensor([ids])).last_hidden_state[0, predicting]
+        asked = vectors[[row[token] for token in ids]][None]
+        hidden = model.model(inputs_embeds=asked).last_hidden_state[0, predicting]
         logits = torch.cat([hidden @ head.T, torch.full((len(hidden), 1), 16.0)], dim=1)
         F.cross_entropy(logits, torch.tensor([place[ids[n + 1]] for n in predicting])).backward()
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
     with torch.no_grad():
+        model.model.embed_tokens.weight[read] = vectors
         model.lm_head.weight.zero_()
         model.lm_head.weight[learned] = head
     model.to(torch.bfloat16).save_pretrained(out)
