@@ -1,4 +1,5 @@
 import contextlib
+import gzip
 import importlib
 import io
 import os
@@ -17,6 +18,8 @@ sys.path.insert(0, str(ROOT))
 
 from parts.benchmarks import OVERRIDES, load_benchmark  # noqa: E402
 from parts.rows import BadInput  # noqa: E402
+
+GIVEN = {name: os.environ[name] for name in OVERRIDES.values() if name in os.environ}
 
 
 @pytest.fixture(scope="session")
@@ -57,12 +60,34 @@ def pytest_collection_modifyitems(items):
 def benchmarks() -> dict[str, dict[str, dict]]:
     """The tasks of HumanEval+ and MBPP+; the test is skipped where neither files nor a network are there."""
     try:
-        found = [load_benchmark(name) for name in OVERRIDES]
+        with mock.patch.dict(os.environ, GIVEN):
+            found = [load_benchmark(name) for name in OVERRIDES]
     except BadInput as problem:
         pytest.skip(str(problem))
     if found[0].missing:
         pytest.skip(found[0].missing)
     return {name: benchmark.tasks for name, benchmark in zip(OVERRIDES, found)}
+
+
+def first_tasks(benchmark: str, number: int, folder: Path) -> dict[str, str]:
+    """The environment in which a benchmark has only its first tasks, and HumanEval/32."""
+    path = Path(os.environ[OVERRIDES[benchmark]])
+    lines = (gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()).splitlines(
+        keepends=True
+    )
+    lines = [line for n, line in enumerate(lines) if n < number or b'"HumanEval/32"' in line]
+    (folder / f"{benchmark}.jsonl").write_bytes(b"".join(lines))
+    return {OVERRIDES[benchmark]: str(folder / f"{benchmark}.jsonl")}
+
+
+@pytest.fixture(scope="module")
+def few_tasks(tmp_path_factory):
+    """For tests that select again and again: each time all references run on their inputs, 4 s of a core."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, variable in OVERRIDES.items():
+            if os.environ.get(variable):
+                patch.setenv(*first_tasks(name, 40, tmp_path_factory.mktemp(name)).popitem())
+        yield
 
 
 @pytest.fixture(scope="session")

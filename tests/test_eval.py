@@ -20,7 +20,7 @@ import numpy as np
 import psutil
 import pytest
 import transformers
-from conftest import ROOT
+from conftest import ROOT, first_tasks
 from test_errors import refused
 
 import eval as ours
@@ -45,17 +45,6 @@ TICKS = "```"
 def write_rows(path: Path, rows: list[dict]) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
-
-
-def first_tasks(benchmark: str, number: int, folder: Path) -> dict[str, str]:
-    """The environment in which a benchmark has only its first tasks, and HumanEval/32."""
-    path = Path(os.environ[OVERRIDES[benchmark]])
-    lines = (gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()).splitlines(
-        keepends=True
-    )
-    lines = [line for n, line in enumerate(lines) if n < number or b'"HumanEval/32"' in line]
-    (folder / f"{benchmark}.jsonl").write_bytes(b"".join(lines))
-    return {OVERRIDES[benchmark]: str(folder / f"{benchmark}.jsonl")}
 
 
 # ------------------------------------------------------------------------------------------ scoring

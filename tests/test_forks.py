@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import train
 from parts.rows import read_rows
 
+pytestmark = pytest.mark.usefixtures("few_tasks")
 FORKS = sorted((ROOT / "docs" / "forks").glob("*.diff"))
 
 

@@ -18,6 +18,7 @@ from parts.rows import BadInput, read_rows
 from sandbox import Sandbox
 from selfcodealign import execute, funnel, open_run, run_stages, select
 
+pytestmark = pytest.mark.usefixtures("few_tasks")
 RIGHT, OTHER_RIGHT = "def f{n}(x):\n    return x + {n}", "def f{n}(x):\n    return {n} + x"
 WRONG, CRASHING = "def f{n}(x):\n    return x - 1", "def f{n}(x):\n    return unknown"
 TESTS, WEAK, MISTAKEN = "assert f{n}(1) == 1 + {n}", "assert f{n}", "assert f{n}(1) == 0.5"

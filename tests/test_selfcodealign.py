@@ -52,6 +52,7 @@ from selfcodealign import (
     wanted_examples,
 )
 
+pytestmark = pytest.mark.usefixtures("few_tasks")
 TICKS = "```"
 
 
