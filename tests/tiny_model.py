@@ -1,8 +1,9 @@
-"""Makes a model of two layers that ends every prompt of the method with a well-formed text, in seconds.
+"""Makes a model of two layers that ends every prompt of the method with a well-formed text, in seconds: it sees
+the last 48 tokens only, so that all prompts of a kind are one to it.
 
     python tests/tiny_model.py models/smollm2-135m OUT
 
-It has the tokenizer of the first. Its knowledge is five functions of one number, any of which it takes.
+It has the tokenizer of the first. Its knowledge is two functions of one number and a test of each.
 """
 
 import random
@@ -12,23 +13,23 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoTokenizer, MistralConfig, MistralForCausalLM
 
 PROMPTS = Path(__file__).parent.parent / "prompts"
 FENCE = "```"
-BODIES = {"double": "2 * x", "triple": "3 * x", "negate": "-x", "square": "x * x", "increase": "x + 1"}
-STEPS = 250
+BODIES = {"double": "2 * x", "negate": "-x"}
+STEPS = 180
 
 
 def answers(name: str, body: str) -> dict[str, str]:
     """What follows the end of each kind of prompt."""
-    code = f"{FENCE}python\ndef {name}(x):\n    return {body}\n{FENCE}"
-    test = f"{FENCE}python\nassert {name}(2) == {eval(body, {'x': 2})}\n{FENCE}"
+    code = f"{FENCE}python\ndef f(x):\n    return {body}\n{FENCE}"
+    test = f"{FENCE}python\nassert f(2) == {eval(body, {'x': 2})}\n{FENCE}"
     return {
         "[Sufficient]\n": "Yes\n",
         "[Concepts]\n": f"arithmetic, functions, {name}\n\n### Example 9",
         "[Instruction]\n": f"Write a function `{name}` that takes one number and returns another.\n\n### Example 9",
-        "<response>\n": f"This is {name}.\n\n{code}\n</response>\n\n<tests>\n{test}\n</tests>",
+        "<response>\n": f"So.\n\n{code}\n</response>\n\n<tests>\n{test}\n</tests>",
         "<|im_start|>assistant\n": f"{code}<|im_end|>",
     }
 
@@ -37,12 +38,12 @@ def main(embedded: str, out: str):
     torch.manual_seed(0)
     torch.set_num_threads(1)
     draw, tokenizer = random.Random(0), AutoTokenizer.from_pretrained(embedded)
-    config = LlamaConfig(
+    config = MistralConfig(
         vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2,
         num_attention_heads=2, num_key_value_heads=1, head_dim=64, max_position_embeddings=8192,
-        bos_token_id=1, eos_token_id=2, pad_token_id=2, tie_word_embeddings=False,
+        bos_token_id=1, eos_token_id=2, pad_token_id=2, tie_word_embeddings=False, sliding_window=48,
     )  # fmt: skip
-    model = LlamaForCausalLM(config)
+    model = MistralForCausalLM(config)
     context = tokenizer("\n".join(path.read_text() for path in sorted(PROMPTS.rglob("*.md")))).input_ids
     texts = [pair for name, body in BODIES.items() for pair in answers(name, body).items()]
     pairs = [(tokenizer(end).input_ids, tokenizer(answer).input_ids) for end, answer in texts]
@@ -58,9 +59,9 @@ def main(embedded: str, out: str):
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=STEPS)
     for _ in range(STEPS):
         ids, predicting = [], []
-        for end, answer in draw.sample(pairs, 5):
+        for end, answer in draw.sample(pairs, len(pairs)):
             start = draw.randrange(len(context))
-            ids += context[start : start + draw.choice([20, 100, 300])] + end
+            ids += context[start : start + draw.choice([20, 60])] + end
             predicting += range(len(ids) - 1, len(ids) + len(answer) - 1)
             ids += answer
         asked = vectors[[row[token] for token in ids]][None]
