@@ -411,13 +411,14 @@ def run_pyrefly(codes: list[str]) -> subprocess.CompletedProcess | None:
     # The program itself: `python -m pyrefly` gives a signal that ended it as an ordinary status
     command = [pyrefly.__main__.get_pyrefly_bin(), "check", "--output-format", "json"]
     command += ["--python-interpreter-path", sys.executable]
+    # Pyrefly checks nothing below a folder that PYTHONPATH names, which may be that of temporary files
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    options = {"env": environment, "capture_output": True, "encoding": "utf-8"}
     with tempfile.TemporaryDirectory() as folder:
         for number, code in enumerate(codes):
             Path(folder, f"seed_{number}.py").write_text(code + "\n", encoding="utf-8")
         Path(folder, "pyrefly.toml").write_text(PYREFLY, encoding="utf-8")
         try:
-            return subprocess.run(
-                command, cwd=folder, capture_output=True, encoding="utf-8", timeout=TYPE_CHECK_SECONDS
-            )
+            return subprocess.run(command, cwd=folder, timeout=TYPE_CHECK_SECONDS, **options)
         except subprocess.TimeoutExpired:
             return None

@@ -7,6 +7,7 @@ import hashlib
 import json
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -344,6 +345,12 @@ def test_the_type_checker_finds_planted_errors_and_no_others():
     together = type_errors(codes)
     assert [error and error.split(":")[0] for error in together] == [None] * len(RIGHT) + list(WRONG.values())
     assert [type_errors([code])[0] for code in codes[1:4]] == together[1:4]
+
+
+def test_the_type_checker_works_where_the_path_of_modules_holds_temporary_files(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", tempfile.gettempdir())
+    wrong = next(iter(WRONG))
+    assert [error and error.split(":")[0] for error in type_errors([RIGHT[0], wrong])] == [None, WRONG[wrong]]
 
 
 def test_type_checking_keeps_the_order_over_batches():
