@@ -49,11 +49,11 @@ def model(embedded, tmp_path_factory) -> str:
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks for groups
 def pytest_collection_modifyitems(items):
     """Tests that share a run folder, which one process locks at a time, stay in one process. They come first:
-    that process makes the model, while the others run the tests that do without it."""
+    that process makes the model, while the others run tests that do without it."""
     for item in items:
         if "whole" in item.fixturenames:
             item.add_marker(pytest.mark.xdist_group("whole"))
-    items.sort(key=lambda item: ("whole" not in item.fixturenames, "model" in item.fixturenames))
+    items.sort(key=lambda item: "whole" not in item.fixturenames)
 
 
 @pytest.fixture(scope="session")
