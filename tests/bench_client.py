@@ -3,7 +3,7 @@
     python tests/bench_client.py [--windows 256 1024 8192] [--rounds 3]
 
 `ours` is parts/server.py; `openai` sends the same requests by the openai package, whose client it was before;
-`responses` is the whole stage, from instructions.jsonl to responses.jsonl, ten samples each: prompts,
+`floor` sends the same bytes, made once, through asyncio's sockets, and counts those that come back; `responses` is the whole stage, from instructions.jsonl to responses.jsonl, ten samples each: prompts,
 tokens, client, parser, rows on disk. They take turns against a stand-in that answers after 0.2 s, in a
 process of its own. Prompts are 1,118 token ids, those of the stage 500 to 1,500, by their few-shot example;
 answers are 1,693 characters.
@@ -48,6 +48,12 @@ ANSWER = {
     "usage": {"prompt_tokens": 1118, "completion_tokens": 400, "total_tokens": 1518},
     "id": "c", "object": "text_completion", "created": 0, "model": "m",
 }  # fmt: skip
+BODY = json.dumps(ANSWER).encode()
+ANSWERED = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (
+    len(BODY),
+    BODY,
+)
+PROMPT = list(range(1000, 2118))
 
 
 class StandIn(asyncio.Protocol):
@@ -67,16 +73,44 @@ class StandIn(asyncio.Protocol):
             asyncio.get_running_loop().call_later(DELAY, self.answer)
 
     def answer(self):
-        body = json.dumps(ANSWER).encode()
-        head = f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         if not self.transport.is_closing():
-            self.transport.write(head.encode() + body)
+            self.transport.write(ANSWERED)
 
 
 async def stand_in():
     server = await asyncio.get_running_loop().create_server(StandIn, "127.0.0.1", 0, backlog=20_000)
     print(server.sockets[0].getsockname()[1], flush=True)
     await server.serve_forever()
+
+
+async def floor(port: int, window: int, count: int):
+    """Send `count` requests, `window` at a time."""
+    asked = {"model": "m", "prompt": PROMPT, "max_tokens": 1536, "seed": 1, "stop": ["</tests>"]}
+    body, loop = json.dumps(asked).encode(), asyncio.get_running_loop()
+    request = b"POST / HTTP/1.1\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+    left, done = iter(range(count)), loop.create_future()
+
+    class Line(asyncio.Protocol):
+        def connection_made(self, transport):
+            self.transport = transport
+            self.ask()
+
+        def ask(self):
+            self.received = 0
+            if (number := next(left, None)) is not None:
+                self.transport.write(request)
+            self.last = number == count - 1
+
+        def data_received(self, data: bytes):
+            self.received += len(data)
+            if self.received == len(ANSWERED):
+                if self.last:
+                    done.set_result(None)
+                self.ask()
+
+    for _ in range(window):
+        await loop.create_connection(Line, "127.0.0.1", port)
+    await done
 
 
 def client(name: str, port: int, window: int):
@@ -107,8 +141,8 @@ def client(name: str, port: int, window: int):
         )
     kind = OpenAI if name == "openai" else Known
     engine = kind([f"http://127.0.0.1:{port}"], MODEL, 8192)
-    engine.window, prompt = window, list(range(1000, 2118))
-    make = lambda number: Request(str(number), prompt, 1536, number, ["</tests>"], temperature=0.7)
+    engine.window = window
+    make = lambda number: Request(str(number), PROMPT, 1536, number, ["</tests>"], temperature=0.7)
     count = 10 * math.ceil(max(window, 2000) / 10)
     for _ in stream(engine, map(make, range(100))):  # connections, imports
         pass
@@ -118,6 +152,8 @@ def client(name: str, port: int, window: int):
         if run:
             selfcodealign.generate(run, "responses")
             answered = sum(1 for _ in run.kept("responses"))
+        elif name == "floor":
+            asyncio.run(floor(port, window, answered := count))
         else:
             answered = sum(1 for _ in stream(engine, map(make, range(100, 100 + count))))
         wall, core = time.perf_counter() - wall, time.process_time() - core
@@ -143,7 +179,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--windows", nargs="+", type=int, default=[256, 1024, 8192])
     parser.add_argument("--rounds", type=int, default=3)
-    kinds = ["openai", "ours", "responses"]
+    kinds = ["floor", "openai", "ours", "responses"]
     parser.add_argument("--clients", nargs="+", choices=kinds, default=kinds, help="those that take turns")
     parser.add_argument("--client", nargs=3, metavar=("NAME", "PORT", "WINDOW"), help=argparse.SUPPRESS)
     parser.add_argument("--stand-in", action="store_true", help=argparse.SUPPRESS)
