@@ -46,7 +46,7 @@ from pathlib import Path
 from parts.benchmarks import VERSIONS, load_benchmark
 from parts.code import code_blocks, parses, program, python_code, runnable_code
 from parts.comparison import compare, table
-from parts.engine import check_model, side_by_side, start_engine, stream
+from parts.engine import check_model, check_name, side_by_side, start_engine, stream
 from parts.examples import load_examples
 from parts.folder import positive
 from parts.pool import end_with_parent
@@ -481,6 +481,8 @@ def run(given: argparse.Namespace):
             return table(given.table, out)
         return compare(given.compare[0], given.compare[1:], out)
     check_arguments(given)
+    for model in given.model:
+        check_name(model)
     if not given.model and not Path(given.samples).is_file():
         raise BadInput(f"no such file: {given.samples}")
     loaded = {benchmark: load_tasks(benchmark, given.data) for benchmark in given.benchmark}

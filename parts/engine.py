@@ -45,14 +45,18 @@ def stream(engine, requests: Iterable[Request]) -> Iterator[tuple[Request, Compl
             yield pending.pop(identity), completion
 
 
-def check_model(model: str):
-    """The text model's configuration. Refuses what is neither a checkpoint folder nor a hub id, and what has
-    no configuration or tokenizer that transformers can read. Raises BadInput."""
+def check_name(model: str):
+    """Refuses what is neither a checkpoint folder nor a hub id. Raises BadInput."""
     if Path(model).is_dir():
         if not (Path(model) / "config.json").is_file():
             raise BadInput(f"{model} is not a checkpoint folder: it holds no config.json")
     elif not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", model):
         raise BadInput(f"no such model folder: {model}")
+
+
+def check_model(model: str):
+    """The text model's configuration. Refuses what transformers cannot read as one. Raises BadInput."""
+    check_name(model)
     quiet_libraries()
     from transformers import AutoConfig, AutoTokenizer
 

@@ -413,12 +413,12 @@ def run_pyrefly(codes: list[str]) -> subprocess.CompletedProcess | None:
     command += ["--python-interpreter-path", sys.executable]
     # Pyrefly checks nothing below a folder that PYTHONPATH names, which may be that of temporary files
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    options = {"env": environment, "capture_output": True, "encoding": "utf-8"}
     with tempfile.TemporaryDirectory() as folder:
         for number, code in enumerate(codes):
             Path(folder, f"seed_{number}.py").write_text(code + "\n", encoding="utf-8")
         Path(folder, "pyrefly.toml").write_text(PYREFLY, encoding="utf-8")
         try:
-            return subprocess.run(command, cwd=folder, timeout=TYPE_CHECK_SECONDS, **options)
+            options = {"cwd": folder, "env": environment, "timeout": TYPE_CHECK_SECONDS}
+            return subprocess.run(command, capture_output=True, encoding="utf-8", **options)
         except subprocess.TimeoutExpired:
             return None

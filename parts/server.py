@@ -27,8 +27,7 @@ from parts.request import Completion, Request
 from parts.rows import BadInput, one_line, progress, whole
 
 WINDOW = 1024  # requests at a time for each copy of the model: as many as vLLM runs on a GPU of 80 GB
-RETRIES = 90  # after PAUSE seconds, then twice as long each time up to 8: a server may be away for 12 minutes
-PAUSE = 0.5
+RETRIES, PAUSE = 90, 0.5  # s, then twice as long each time up to 8 s: a server may be away for 12 minutes
 FAILURES = 5  # tries of a request that a server fails at though it is there: 7.5 s
 REQUEST_SECONDS = 3600  # of one request at a server, its time in the server's queue included
 TRIAL_SECONDS = 120  # of one request of the trial, at a server that others may use too
@@ -172,13 +171,7 @@ class Server:
         return {key: value for key, value in asked.items() if value is not None}
 
     async def fetch(
-        self,
-        url: str,
-        path: str,
-        body: dict | None,
-        read,
-        tries: int = RETRIES,
-        seconds: int = REQUEST_SECONDS,
+        self, url: str, path: str, body: dict | None, read, tries=RETRIES, seconds=REQUEST_SECONDS
     ):
         """What `read` makes of the server's answer, asked again where that may help. Raises BadInput."""
         spent, pause = 0, PAUSE
