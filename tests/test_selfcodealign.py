@@ -685,9 +685,7 @@ def has_rows(path: Path):
     return lambda: path.exists() and path.stat().st_size
 
 
-def test_killed_again_and_again_it_goes_on_and_each_row_is_there_once(
-    whole, model, source, command, tmp_path
-):
+def test_a_killed_run_goes_on_and_each_row_is_there_once(whole, model, source, command, tmp_path):
     """The first time with vLLM's server in processes of its own, as on GPUs, then with vLLM in the same one."""
     out = tmp_path / "killed"
     path = out / "instructions.jsonl"
