@@ -4,7 +4,7 @@
 
 EvalPlus asks its model (vLLM by default, or transformers) for one task at a time; eval.py gives all tasks
 to the engine at once. Both run in processes of their own, one after the other, with the same engine
-settings; starting the engine is timed by itself.
+settings; starting the engine is timed by itself. The floor is the engine alone on the requests of eval.py.
 """
 
 import argparse
@@ -23,8 +23,24 @@ from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from bench_generation import raw
+
 import eval as ours
 from parts.rows import read_rows
+
+
+def open_job(folder: str, model: str, tasks: int, max_tokens: int) -> ours.Job:
+    settings = {
+        "benchmark": "humaneval",
+        "model": model,
+        "prompt": "auto",
+        "samples": 1,
+        "temperature": 0.0,
+        "seed": 0,
+        "max_tokens": max_tokens,
+    }
+    chosen = dict(list(ours.load_tasks("humaneval", None)[0].items())[:tasks])
+    return ours.Job(Path(folder), settings, chosen)
 
 
 def run_ours(model: str, tasks: int, max_tokens: int) -> tuple[float, float, dict[str, str]]:
@@ -39,17 +55,7 @@ def run_ours(model: str, tasks: int, max_tokens: int) -> tuple[float, float, dic
 
     start_engine = ours.start_engine
     with tempfile.TemporaryDirectory() as folder, mock.patch.object(ours, "start_engine", start):
-        settings = {
-            "benchmark": "humaneval",
-            "model": model,
-            "prompt": "auto",
-            "samples": 1,
-            "temperature": 0.0,
-            "seed": 0,
-            "max_tokens": max_tokens,
-        }
-        chosen = dict(list(ours.load_tasks("humaneval", None)[0].items())[:tasks])
-        job = ours.Job(Path(folder), settings, chosen)
+        job = open_job(folder, model, tasks, max_tokens)
         begun = time.monotonic()
         ours.generate([job], {}, 0, 1)
         seconds = time.monotonic() - begun
@@ -58,6 +64,15 @@ def run_ours(model: str, tasks: int, max_tokens: int) -> tuple[float, float, dic
             for row in read_rows(Path(folder) / "answers.jsonl")
         }
     return started[0], seconds - started[0], answers
+
+
+def run_floor(model: str, tasks: int, max_tokens: int) -> float:
+    """Seconds of the engine alone: LLM.generate on the same requests, nothing on disk."""
+    with tempfile.TemporaryDirectory() as folder:
+        job = open_job(folder, model, tasks, max_tokens)
+        with contextlib.closing(ours.start_engine(model, ours.CONTEXT)) as engine:
+            requests = list(ours.make_requests(job, model, engine))
+            return raw(engine, requests, len(requests))[0]
 
 
 def run_evalplus(
@@ -109,10 +124,12 @@ def main():
         their_start, their_seconds, theirs = alone(
             run_evalplus, arguments.model, arguments.tasks, arguments.max_tokens, arguments.backend
         )
+        floor = alone(run_floor, arguments.model, arguments.tasks, arguments.max_tokens)
         equal = sum(answers[task_id] == theirs[task_id] for task_id in answers)
         print(f"{arguments.tasks} tasks, {equal} answers equal, load {os.getloadavg()[0]:.1f}")
         print(f"eval.py               {seconds:7.1f} s, start {start:.1f} s")
         print(f"EvalPlus, {arguments.backend:<5}       {their_seconds:7.1f} s, start {their_start:.1f} s")
+        print(f"floor, LLM.generate   {floor:7.1f} s, all requests at once")
         print(f"ratio {their_seconds / seconds:.1f}")
 
 
