@@ -67,13 +67,14 @@ def check_model(model: str):
 
 def check_engine(model: str, server: str | None = None, engine_option: Sequence[str] = (), **_):
     """Refuse before any work what vLLM refuses when it has read a model's configuration. Raises BadInput."""
+    options = read_options(engine_option, server)
     check_model(model)
     if server:
         return
     from vllm.engine.arg_utils import EngineArgs
 
     known = {field.name for field in dataclasses.fields(EngineArgs)}  # others are of vLLM's server
-    options = {name: value for name, value in read_options(engine_option).items() if name in known}
+    options = {name: value for name, value in options.items() if name in known}
     with one_line(f"vLLM cannot load the model {model}"):
         EngineArgs(model=model, **options).create_model_config()
 
@@ -95,15 +96,14 @@ def start_engine(
     `every_gpu`). `engine_option`: `NAME=VALUE`, for vLLM. `log`: what vLLM's server says. `engines`: this one
     and those that run beside it on a CPU. Raises BadInput.
     """
-    given = read_options(engine_option)
-    if server and given:
-        raise BadInput("--engine-option is for vLLM that is started here: give --server its own options")
+    given = read_options(engine_option, server)
     config = check_model(model)
     if server:
         return Server(server.split(","), model, context)
     from vllm.platforms import current_platform  # torch.cuda, asked first, would break vLLM's processes
 
-    context = min(context, getattr(config, "max_position_embeddings", None) or context)
+    limits = getattr(config, "max_position_embeddings", None), given.get("max_model_len")
+    context = min([context, *(n for n in limits if isinstance(n, int) and n > 0)])
     options = {"max_model_len": context, "generation_config": "vllm", "dtype": "bfloat16"}
     on_cpu = current_platform.is_cpu()
     if on_cpu:
@@ -122,8 +122,10 @@ def start_engine(
     return OwnServer(model, context, options | given, tensor_parallel, copies, on_cpu and not gpus, log)
 
 
-def read_options(given: Sequence[str]) -> dict:
+def read_options(given: Sequence[str], server: str | None) -> dict:
     """{option of vLLM's: value} of `NAME=VALUE`, where a value is JSON or else a text. Raises BadInput."""
+    if server and given:
+        raise BadInput("--engine-option is for vLLM that is started here: give --server its own options")
     options = {}
     for text in given:
         name, equals, value = text.partition("=")

@@ -59,9 +59,7 @@ def parse_example(path: Path) -> Example:
     properties = dict(line.split(": ", 1) for line in text["Properties"].splitlines() if ": " in line)
     where = f"{path}:{started['Properties']}"
     if list(properties) != ["category", "language", "difficulty", "concepts"]:
-        raise BadInput(
-            f"{where}: Properties must be category, language, difficulty and concepts, a line each"
-        )
+        raise BadInput(f"{where}: Properties must be category, language, difficulty, concepts, a line each")
     if properties["category"] not in CATEGORIES or properties["difficulty"] not in DIFFICULTIES:
         raise BadInput(f"{where}: unknown category or difficulty")
     return Example(path.stem, text["Code"], properties, text["Instruction"], text["Response"], text["Tests"])

@@ -89,18 +89,16 @@ class Server:
         if self.model not in served and len(served) != 1:
             raise BadInput(f"the server {url} serves {', '.join(served) or 'no model'}, not {self.model}")
         name = self.model if self.model in served else next(iter(served))
+        if name != self.model:
+            print(f"the server {url} calls its model {name}: taken for {self.model}", file=sys.stderr)
         entry, ids = served[name], self.tokenizer(TRIAL).input_ids
         meta = entry.get("meta")  # llama.cpp's
         limits = entry.get("max_model_len"), meta.get("n_ctx") if isinstance(meta, dict) else None
-        self.context = min(
-            [self.context, *(limit for limit in limits if isinstance(limit, int) and limit > 0)]
-        )
+        self.context = min([self.context, *(n for n in limits if isinstance(n, int) and n > 0)])
         counted = await ask("/completions", {"model": name, "prompt": TRIAL, "max_tokens": 1}, prompt_tokens)
         if counted is not None and abs(counted - len(ids)) > 2:  # special tokens at both ends
             counts = f"a text of {len(ids)} tokens by the tokenizer of {self.model} has {counted} there"
-            raise BadInput(
-                f"the server {url} has another vocabulary: {counts}; give the model that it serves"
-            )
+            raise BadInput(f"the server {url} has another vocabulary: {counts}; give the model it serves")
         for self.stops in (stops for stops in (STOPS, 4, 1) if stops <= self.stops):
             strings, texts = [f"</{number}>" for number in range(self.stops)], []
             try:

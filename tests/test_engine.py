@@ -115,6 +115,21 @@ def test_half_a_surrogate_pair_becomes_a_question_mark(model):
         assert ask(engine).text == "a?"
 
 
+def test_a_server_that_names_its_model_otherwise_is_taken_with_a_note(model, capsys):
+    with serve(gives()) as server:
+        with connect(server, model):
+            assert f"calls its model m: taken for {model}" in capsys.readouterr().err
+        server.models["data"][0]["id"] = model
+        with connect(server, model):
+            assert "taken for" not in capsys.readouterr().err
+        server.models["data"] = [{"id": "m"}, {"id": "n"}]
+        with pytest.raises(BadInput, match=f"serves m, n, not {model}"), connect(server, model):
+            pass
+        server.models["data"] = []
+        with pytest.raises(BadInput, match="serves no model"), connect(server, model):
+            pass
+
+
 def test_a_server_that_takes_no_token_ids_or_has_another_vocabulary_is_refused(model):
     texts_only = lambda body: gives()(body) if isinstance(body["prompt"], str) else (400, NO_TOKENS)
     with serve(texts_only) as server, pytest.raises(BadInput, match="takes token ids"):
@@ -258,14 +273,16 @@ def test_a_failed_start_names_its_cause_and_keeps_the_log(model, tmp_path, monke
 def test_an_option_of_vllms_is_given_to_it_and_an_unknown_one_refused(model, monkeypatch):
     given = {}
     monkeypatch.setattr(OwnServer, "connect", lambda self, urls: given.update(self.options) or [])
-    options = ["max-num-seqs=7", "enable_prefix_caching=false", "load_format=dummy"]
-    start_engine(model, 512, data_parallel=1, engine_option=options)
+    options = ["max-num-seqs=7", "enable_prefix_caching=false", "load_format=dummy", "max_model_len=256"]
+    assert start_engine(model, 512, data_parallel=1, engine_option=options).context == 256
     assert given["max_num_seqs"] == 7 and given["enable_prefix_caching"] is False
-    assert given["load_format"] == "dummy"
+    assert given["load_format"] == "dummy" and given["max_model_len"] == 256
     with pytest.raises(BadInput, match="no_such"):
         start_engine(model, 512, engine_option=["no_such=1"])
     with pytest.raises(BadInput, match="NAME=VALUE"):
         start_engine(model, 512, engine_option=["max_num_seqs"])
+    with pytest.raises(BadInput, match="give --server its own"):  # before any seed is read
+        check_engine(model, server="http://127.0.0.1", engine_option=options)
 
 
 @pytest.mark.parametrize(
