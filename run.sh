@@ -5,12 +5,16 @@
 #   ./run.sh --seed 1 --out runs/second                any option of `selfcodealign.py run`
 #   ./run.sh --model MODEL --source FOLDER --out runs/mine --limit 20000
 #
-# Given again, it goes on where it was. A base model other than the embedded one gets the paper's settings throughout.
+# Given again from the same folder, it goes on where it was. A base model other than the embedded one gets the paper's settings throughout.
 # BASE=FOLDER ./run.sh keeps the result of the model before in FOLDER, so that several runs share it.
 # Relative paths are those of the folder that it is called from.
 # EVALUATE='--limit 20' ./run.sh adds options of eval.py, TRAIN='--lr 2e-5' those of train.py. AS_ON_GPUS=2 ./run.sh does on a processor,
 # slowly, what it would do on two GPUs: vLLM's own server with two copies of the model, execution beside generation, train.py on two ranks.
 set -euo pipefail
+case " $* " in *" -h "* | *" --help "*) sed -n '2,/^set/s/^# \{0,1\}//p' "$0" && exit ;; esac
+for name in HUMANEVAL_OVERRIDE_PATH MBPP_OVERRIDE_PATH BENCHMARKS_PATH; do
+    if [ "${!name-}" ]; then export "$name=$(realpath -m "${!name}")"; fi
+done
 caller=$PWD home=
 cd "$(dirname "$0")"
 source environment.sh
@@ -52,6 +56,7 @@ else
     gpus=${AS_ON_GPUS-$(python -c 'import torch; print(torch.cuda.device_count())')}
 fi
 if [ "$gpus" -gt 1 ]; then launch="torchrun --standalone --nproc-per-node $gpus"; fi
+out=${out%/}
 if [ -z "$out" ]; then
     out=${home}runs/first
     set -- --out "$out" "$@"

@@ -645,8 +645,9 @@ class BackgroundExecution:
         return f", executed {total}, passed {self.outcomes['passed'] / total:.0%}" if total else ""
 
     def __exit__(self, kind, *_):
-        while kind and not self.waiting.empty():  # interrupted: the rest is executed when the run is resumed
-            self.waiting.get()
+        with contextlib.suppress(queue.Empty):
+            while kind:  # interrupted: the rest is executed when the run is resumed
+                self.waiting.get_nowait()
         self.waiting.put(None)
         self.pool.shutdown()
         if self.future and not kind:
@@ -910,7 +911,7 @@ def parse_arguments() -> Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
     for name in ("run", *METHOD):
         does = f"{name}.jsonl from {METHOD[name].parent or '--source'}" if name in METHOD else "every stage"
-        command = commands.add_parser(name, help=does)
+        command = commands.add_parser(name, help=does, allow_abbrev=False)
         command.add_argument("--out", type=Path, required=True, help="the run folder")
         add_settings(command)
         add_engine_options(command)
@@ -935,7 +936,7 @@ def main() -> int | None:
                 extra("quality").measure(run)
             extra("report").show(run.folder)
             return report_problems(run)
-    except (BadInput, SandboxError, OSError) as error:
+    except (BadInput, SandboxError, OSError, concurrent.futures.BrokenExecutor) as error:
         print(f"selfcodealign.py: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

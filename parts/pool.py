@@ -1,4 +1,4 @@
-"""A map over all cores, in order, some items ahead, in processes that end with their parent."""
+"""A map over all allowed cores, in order, some items ahead, in processes that end with their parent."""
 
 import collections
 import gc
@@ -8,20 +8,25 @@ import os
 import signal
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 
 from parts.containment import PR_SET_PDEATHSIG, prctl
 
 
 def map_in_order(function: Callable, items: Iterable[tuple], at_a_time: int = 64) -> Iterator:
-    """Yield `function(*item)` of each item."""
+    """Yield `function(*item)` of each item. Raises BrokenExecutor where a process was killed."""
     items = iter(items)
     batches = iter(lambda: list(itertools.islice(items, at_a_time)), [])
-    with multiprocessing.Pool(initializer=prepare_worker, initargs=(function,)) as pool:
-        begun = (pool.apply_async(run_batch, (batch,)) for batch in batches)
-        ahead = collections.deque(itertools.islice(begun, 2 * os.cpu_count()))
+    cores = len(os.sched_getaffinity(0))
+    pool = ProcessPoolExecutor(cores, initializer=prepare_worker, initargs=(function,))
+    try:
+        begun = (pool.submit(run_batch, batch) for batch in batches)
+        ahead = collections.deque(itertools.islice(begun, 2 * cores))
         while ahead:
             ahead.extend(itertools.islice(begun, 1))
-            yield from ahead.popleft().get()
+            yield from ahead.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def end_with_parent():

@@ -239,10 +239,25 @@ def test_run_sh_takes_relative_paths_from_the_folder_that_it_is_called_from(sour
     (tmp_path / "mine").symlink_to(embedded)
     (tmp_path / "parts").mkdir()
     before = set(ROOT.glob("runs/*"))
-    options = ["--model", "mine", *source, "--out", "runs/of-the-caller"]
-    done = subprocess.run([ROOT / "run.sh", *options], cwd=tmp_path, capture_output=True, text=True)
+    (tmp_path / "tasks.jsonl").touch()
+    environment = os.environ | {"HUMANEVAL_OVERRIDE_PATH": "tasks.jsonl"}
+    options = {"cwd": tmp_path, "env": environment, "capture_output": True, "text": True}
+    words = ["--model", "mine", *source, "--out", "runs/of-the-caller"]
+    done = subprocess.run([ROOT / "run.sh", *words], **options)
+    assert "humaneval+" in done.stdout, done.stderr
     assert done.returncode == 2 and "source folder parts" in done.stderr.splitlines()[-1], done.stderr
     assert set(ROOT.glob("runs/*")) == before and not (tmp_path / "runs").exists()
+
+
+def test_run_sh_explains_itself_and_does_nothing():
+    done = subprocess.run([ROOT / "run.sh", "--help"], cwd="/", capture_output=True, text=True)
+    assert done.returncode == 0 and "./run.sh --model MODEL" in done.stdout and not done.stderr
+    assert "scored before" not in done.stdout
+
+
+def test_an_option_is_not_abbreviated_since_run_sh_would_not_see_it(inside, tmp_path, model):
+    done = inside("selfcodealign.py", "seeds", "--mod", model, "--out", tmp_path / "run")
+    assert done.returncode == 2 and "--mod" in done.stderr and not (tmp_path / "run").exists()
 
 
 def test_results_of_different_tasks_are_not_compared(inside, tmp_path):

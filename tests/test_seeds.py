@@ -4,11 +4,15 @@ planted type errors."""
 import ast
 import fcntl
 import hashlib
+import itertools
 import json
+import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import BrokenExecutor
 from pathlib import Path
 
 import pytest
@@ -16,6 +20,7 @@ from pyrefly.__main__ import get_pyrefly_bin
 
 from experiments.baselines import snippets
 from parts import seeds
+from parts.pool import map_in_order
 from parts.rows import BadInput
 from parts.seeds import TYPE_CHECKED_AT_A_TIME, extract, functions, type_checked, type_errors
 from sandbox import Sandbox
@@ -282,9 +287,11 @@ def test_a_parquet_file_without_text_is_named(tmp_path):
             list(extract(str(path)))
 
 
-def test_parsing_ahead_is_bounded(monkeypatch):
-    """The first seed of an endless source comes, and the source was not read far beyond it."""
-    read = 0
+@pytest.mark.parametrize("cores", [1, len(os.sched_getaffinity(0))])
+def test_parsing_ahead_is_bounded(cores, monkeypatch):
+    """The first seed of an endless source comes, and the source was not read far beyond it. Cores that are not
+    allowed do not count."""
+    read, allowed = 0, sorted(os.sched_getaffinity(0))
 
     def endless(source):
         nonlocal read
@@ -293,10 +300,21 @@ def test_parsing_ahead_is_bounded(monkeypatch):
             yield f"row {read}", SOURCE
 
     monkeypatch.setattr(seeds, "read_sources", endless)
-    candidates = extract("endless")
-    assert next(candidates)["name"] == "fit"
-    candidates.close()
-    assert read <= seeds.PARSED_AT_A_TIME * (2 * seeds.os.cpu_count() + 2)
+    os.sched_setaffinity(0, allowed[:cores])
+    try:
+        candidates = extract("endless")
+        assert next(candidates)["name"] == "fit"
+        candidates.close()
+    finally:
+        os.sched_setaffinity(0, allowed)
+    assert read <= seeds.PARSED_AT_A_TIME * (2 * cores + 2)
+
+
+def test_a_process_that_is_killed_is_an_error_and_not_waited_for():
+    killed = lambda number: os.kill(os.getpid(), signal.SIGKILL) if number == 3 else number
+    found = map_in_order(killed, ((number,) for number in itertools.count()), 2)
+    with pytest.raises(BrokenExecutor):
+        list(found)
 
 
 ENDLESS = """
