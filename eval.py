@@ -39,7 +39,7 @@ import re
 import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -131,9 +131,9 @@ def by_evalplus(tasks: dict[str, dict]) -> bool:
     return "plus_input" in next(iter(tasks.values()))
 
 
-def read_samples(path: Path, tasks: dict[str, dict]) -> list[tuple[str, str]]:
-    """(task id, solution) of each sample of a file in EvalPlus's formats, in the order of `tasks`: rows of
-    `task_id` and `solution`, or `completion`, which follows the task's prompt. Raises BadInput."""
+def read_samples(path: Path, tasks: dict[str, dict], chosen: dict[str, dict]) -> list[tuple[str, str]]:
+    """(task id, solution) of each sample of the chosen tasks, in their order. The file is one of EvalPlus's:
+    rows of `task_id` and `solution`, or `completion`, which follows the task's prompt. Raises BadInput."""
     samples = {task_id: [] for task_id in tasks}
     for place, row in read_objects(path, "task_id"):
         if (task_id := row["task_id"]) not in tasks:
@@ -142,12 +142,12 @@ def read_samples(path: Path, tasks: dict[str, dict]) -> list[tuple[str, str]]:
         if not isinstance(solution, str):
             raise BadInput(f"{place}: neither `solution` nor `completion` is a text")
         samples[task_id].append(solution if "solution" in row else tasks[task_id]["prompt"] + solution)
-    counts = {len(found): task_id for task_id, found in samples.items()}
+    counts = {len(samples[task_id]): task_id for task_id in chosen}
     few, many = min(counts), max(counts)
     if few == 0 or few < many:
         problem = f"{few} samples of {counts[few]} and {many} of {counts[many]}"
         raise BadInput(f"{path} has {problem}: each task needs the same number")
-    return [(task_id, solution) for task_id, found in samples.items() for solution in found]
+    return [(task_id, solution) for task_id in chosen for solution in samples[task_id]]
 
 
 def make_job(given, model: str | None, prompt: str, benchmark: str, tasks: dict, md5: str, folder: Path):
@@ -161,7 +161,7 @@ def make_job(given, model: str | None, prompt: str, benchmark: str, tasks: dict,
         settings |= {"engine_option": given.engine_option} if "engine_option" in given else {}
     else:
         settings |= {"samples_file": given.samples, "fingerprint": fingerprint(Path(given.samples))}
-        samples = [sample for sample in read_samples(Path(given.samples), tasks) if sample[0] in chosen]
+        samples = read_samples(Path(given.samples), tasks, chosen)
     if by_evalplus(tasks):
         settings |= {"min_time_limit": MIN_TIME_LIMIT, "load_factor": LOAD_FACTOR}
         settings["evalplus"] = importlib.metadata.version("evalplus")
@@ -402,8 +402,8 @@ def tested_program(task: dict, solution: str) -> str | None:
 
 def searched_for(model: str | None) -> list[str] | None:
     """The benchmarks that the data of a model that train.py made here was searched for; None: not known."""
-    data = read_object(Path(model or "", "train.json")).get("data")
-    return read_object(Path(data).with_name("config.json")).get("searched") if data else None
+    data = read_object(Path(model, "train.json")).get("data") if model else None  # seen from the model
+    return read_object(Path(model, data).with_name("config.json")).get("searched") if data else None
 
 
 def write_result(job: Job):
@@ -465,6 +465,7 @@ def check_arguments(given: argparse.Namespace):
         (not len(given.out) == len(set(given.out)) == wanted, f"{wanted} --out wanted, each model its own"),
         (len(given.prompt) not in (1, wanted), f"one --prompt wanted, or {wanted}, one for each model"),
         (not models and len(given.benchmark) > 1, "a samples file is of one --benchmark"),
+        ("server" in given and len(set(given.model)) > 1, "--server has one model: give one --model"),
         (models and not counted, "with --model, --samples is a number of answers per task"),
         (given.temperature < 0 or same, "several samples need a --temperature above 0, or they are the same"),
     ):
@@ -486,6 +487,8 @@ def run(given: argparse.Namespace):
     if not given.model and not Path(given.samples).is_file():
         raise BadInput(f"no such file: {given.samples}")
     loaded = {benchmark: load_tasks(benchmark, given.data) for benchmark in given.benchmark}
+    if single := [out for out in given.out if len(loaded) > 1 and (out / "result.json").exists()]:
+        raise BadInput(f"{single[0]} holds the result of one benchmark: move it away, or take another --out")
     for model in given.model:
         check_model(model)
     prompts = given.prompt if len(given.prompt) > 1 else given.prompt * len(given.out)
@@ -504,7 +507,7 @@ def main() -> int:
     given = parse_arguments()
     try:
         run(given)
-    except (BadInput, SandboxError, OSError) as error:
+    except (BadInput, SandboxError, OSError, BrokenExecutor) as error:
         print(f"eval.py: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -472,8 +472,9 @@ def make_learner(options: dict, arguments, device) -> Learner:
     if arguments.recompute == "on":
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if arguments.compile != "off":
-        for layer in layers_of(model):
-            layer.compile(backend=arguments.compile, dynamic=True)
+        with as_bad_input(f"compile with {arguments.compile}"):
+            for layer in layers_of(model):
+                layer.compile(backend=arguments.compile, dynamic=True)
     learner = shard(model, arguments, init_device_mesh(device.type, (WORLD,)))
     learner.to_empty(device=device)
     if RANK == 0:
@@ -671,7 +672,9 @@ def start_processes() -> torch.device:
 
 def read_settings(arguments, options: dict, tokenizer) -> dict:
     """What train.json keeps; training is resumed only where all but MAY_CHANGE are the same."""
-    settings = vars(arguments) | {"data": str(arguments.data), "out": str(arguments.out), "warmup": WARMUP}
+    settings = vars(arguments) | {"out": str(arguments.out), "warmup": WARMUP}
+    # As seen from the model's folder: it is found from wherever the model is used.
+    settings["data"] = os.path.relpath(arguments.data.resolve(), arguments.out.resolve())
     settings["data_sha256"] = hashlib.sha256(arguments.data.read_bytes()).hexdigest()
     settings["chat_template_sha256"] = hashlib.sha256(tokenizer.get_chat_template().encode()).hexdigest()
     settings["model_sha256"] = fingerprint(arguments.model, options["config"])

@@ -104,7 +104,7 @@ def test_reference_solutions_pass_and_wrong_ones_do_not(benchmark, tmp_path, com
 @needs_benchmark
 def test_scoring_that_is_killed_leaves_no_process_and_the_same_command_goes_on(tmp_path, command):
     rows = []
-    for task_id, task in load_benchmark("humaneval").tasks.items():
+    for task_id, task in itertools.islice(load_benchmark("humaneval").tasks.items(), 4):
         right = task["prompt"] + task["canonical_solution"]
         rows.append({"task_id": task_id, "solution": f"{right}\nimport time\ntime.sleep(1)\n"})
     waits = f"from pathlib import Path\nwhile not Path({str(tmp_path / 'go on')!r}).exists(): pass\n"
@@ -277,8 +277,9 @@ def test_a_spoilt_benchmark_file_is_named(spoil, tmp_path, monkeypatch):
 def test_a_bad_samples_file_is_refused(lines, says, tmp_path):
     path = tmp_path / "samples.jsonl"
     path.write_text("\n".join(lines))
+    tasks = {"A/0": {"prompt": ""}, "A/1": {"prompt": ""}}
     with pytest.raises(BadInput) as error:
-        read_samples(path, {"A/0": {"prompt": ""}, "A/1": {"prompt": ""}})
+        read_samples(path, tasks, tasks)
     assert says in str(error.value)
 
 
@@ -328,7 +329,27 @@ def test_wrong_options_are_refused(inside, tmp_path, model):
     done = inside("eval.py", "--model", model, "--limit", 0, *out)
     assert done.returncode == 2 and "argument --limit" in done.stderr
     refused(inside("eval.py", "--samples", tmp_path / "none.jsonl", *out), "none.jsonl")
+    two = ["--model", model, "owner/name", "--benchmark", "humaneval", "--server", "http://127.0.0.1"]
+    refused(inside("eval.py", *two, "--out", tmp_path / "out", tmp_path / "other"), "one model")
     assert not (tmp_path / "out").exists()
+
+
+@needs_benchmark
+def test_a_folder_of_one_benchmark_takes_no_others_which_nobody_would_see(inside, tmp_path, model):
+    (tmp_path / "result.json").write_text("{}")
+    words = ["eval.py", "--model", model, "--benchmark", "humaneval", "mbpp", "--out", tmp_path]
+    refused(inside(*words), f"{tmp_path} holds the result of one benchmark")
+    assert [file.name for file in tmp_path.iterdir()] == ["result.json"]
+
+
+def test_what_a_models_data_was_searched_for_is_known_in_every_folder(tmp_path, monkeypatch):
+    write_rows(tmp_path / "config.json", [{"searched": ["mbpp+"]}])
+    (tmp_path / "model").mkdir()
+    write_rows(tmp_path / "model/train.json", [{"data": "../sft.jsonl"}])  # as train.py writes it
+    for folder, model in ((tmp_path, "model"), (tmp_path / "model", "."), (ROOT, tmp_path / "model")):
+        monkeypatch.chdir(folder)
+        assert ours.searched_for(str(model)) == ["mbpp+"]
+        assert ours.searched_for(None) is None and ours.searched_for("owner/name") is None
 
 
 def test_a_copied_model_is_the_same_and_other_weights_are_not(tmp_path):

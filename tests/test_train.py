@@ -631,6 +631,7 @@ def test_a_changed_template_or_model_is_noticed(tiny, data, tmp_path):
         return train.read_settings(arguments, *train.read_model(arguments))
 
     before = settings()
+    assert before["data"] == "../sft.jsonl"  # as seen from the model's folder
     changed = shutil.copytree(tiny, tmp_path / "changed")
     words[2] = str(changed)
     assert settings() | {"model": before["model"]} == before
@@ -670,6 +671,8 @@ def test_the_published_count_of_operations_is_that_of_torch(network, encoded, mo
 def test_settings_and_texts_that_cannot_be_are_refused(tiny, data, tmp_path, inside):
     words = options(tiny, data, tmp_path / "model", "--checkpoint-every", -1)
     refused(inside("train.py", *words), "--checkpoint-every")
+    words = options(tiny, data, tmp_path / "model", "--compile", "inductro")
+    refused(inside("train.py", *words), "cannot compile with inductro: ")
     data.write_text(json.dumps({"instruction": "half a surrogate pair: \ud800", "response": "b"}) + "\n")
     with pytest.raises(train.BadInput, match=f"{data}:1: "):
         train.read_pairs(data)
