@@ -11,9 +11,8 @@ same order. From Python:
         box.run("assert 1 + 1 == 2")            # Result(outcome="passed", ...)
         for key, result in box.map(pairs): ...  # any iterable of (key, code); results as programs end
 
-    passed     control reached the program's end, shown by a random token (parts/program.py). The last
-               statement may be a literal exit with status 0 (sys.exit(0), exit(), raise SystemExit), or
-               unittest.main()
+    passed     control reached the end, shown by a random token (parts/program.py). The last statement
+               may be a literal exit with status 0 (sys.exit(0), exit(), raise SystemExit), or unittest.main()
     failed     an exception; or a failure that its tests only reported (docs/trust.md)
     exited     an earlier end: sys.exit, os._exit, a closed descriptor
     timeout, memory, crashed (a signal)
@@ -379,8 +378,10 @@ def main():
             return check()
         if not options.programs or not options.out:
             raise SandboxError("needs PROGRAMS.jsonl and --out RESULTS.jsonl, or --check")
-        if os.path.exists(options.out) and os.path.samefile(options.programs, options.out):
-            raise SandboxError(f"{options.out}: the results would overwrite the programs")
+        if os.path.isfile(options.out):
+            with open(options.out, "rb") as file:
+                if (first := file.readline()) and b'"outcome": ' not in first:
+                    raise SandboxError(f"{options.out} exists and holds no results: take another --out")
         with Sandbox(options.workers, options.timeout, options.memory_mb) as box:
             return run_file(options.programs, options.out, box)
     except (SandboxError, OSError) as problem:

@@ -339,6 +339,18 @@ def test_bad_settings_give_one_line(tmp_path, arguments):
     assert (tmp_path / "p").read_text()
 
 
+def test_results_replace_results_and_no_other_file(tmp_path):
+    programs, out = write_programs(tmp_path / "p", ["pass"]), tmp_path / "out"
+    out.touch()
+    for _ in range(2):
+        assert command_line(programs, "--out", out).returncode == 0
+        assert len(out.read_text().splitlines()) == 1
+    out.write_text("notes\n")
+    run = command_line(programs, "--out", out)
+    assert run.returncode == 2 and "another --out" in run.stderr and "Traceback" not in run.stderr
+    assert out.read_text() == "notes\n"
+
+
 def test_full_disk_gives_one_line_and_what_was_written_stays(tmp_path):
     programs = write_programs(tmp_path / "p", ["pass"] * 200)
     run = command_line(programs, "--out", "/dev/full")
