@@ -402,8 +402,8 @@ def tested_program(task: dict, solution: str) -> str | None:
 
 def searched_for(model: str | None) -> list[str] | None:
     """The benchmarks that the data of a model that train.py made here was searched for; None: not known."""
-    data = read_object(Path(model, "train.json")).get("data") if model else None  # seen from the model
-    return read_object(Path(model, data).with_name("config.json")).get("searched") if data else None
+    data = read_object(Path(model, "train.json")).get("data") if model else None
+    return read_object(Path(data).with_name("config.json")).get("searched") if data else None
 
 
 def write_result(job: Job):
@@ -465,7 +465,6 @@ def check_arguments(given: argparse.Namespace):
         (not len(given.out) == len(set(given.out)) == wanted, f"{wanted} --out wanted, each model its own"),
         (len(given.prompt) not in (1, wanted), f"one --prompt wanted, or {wanted}, one for each model"),
         (not models and len(given.benchmark) > 1, "a samples file is of one --benchmark"),
-        ("server" in given and len(set(given.model)) > 1, "--server has one model: give one --model"),
         (models and not counted, "with --model, --samples is a number of answers per task"),
         (given.temperature < 0 or same, "several samples need a --temperature above 0, or they are the same"),
     ):

@@ -13,7 +13,7 @@
 set -euo pipefail
 case " $* " in *" -h "* | *" --help "*) sed -n '2,/^set/s/^# \{0,1\}//p' "$0" && exit ;; esac
 for name in HUMANEVAL_OVERRIDE_PATH MBPP_OVERRIDE_PATH BENCHMARKS_PATH; do
-    if [ "${!name-}" ]; then export "$name=$(realpath -m "${!name}")"; fi
+    case ${!name-} in "" | /*) ;; *) export "$name=$PWD/${!name}" ;; esac
 done
 caller=$PWD home=
 cd "$(dirname "$0")"

@@ -380,7 +380,7 @@ def main():
             raise SandboxError("needs PROGRAMS.jsonl and --out RESULTS.jsonl, or --check")
         if os.path.isfile(options.out):
             with open(options.out, "rb") as file:
-                if (first := file.readline()) and b'"outcome": ' not in first:
+                if (first := file.readline()) and (b'"outcome": ' not in first or b'"code": ' in first):
                     raise SandboxError(f"{options.out} exists and holds no results: take another --out")
         with Sandbox(options.workers, options.timeout, options.memory_mb) as box:
             return run_file(options.programs, options.out, box)

@@ -673,8 +673,7 @@ def start_processes() -> torch.device:
 def read_settings(arguments, options: dict, tokenizer) -> dict:
     """What train.json keeps; training is resumed only where all but MAY_CHANGE are the same."""
     settings = vars(arguments) | {"out": str(arguments.out), "warmup": WARMUP}
-    # As seen from the model's folder: it is found from wherever the model is used.
-    settings["data"] = os.path.relpath(arguments.data.resolve(), arguments.out.resolve())
+    settings["data"] = str(arguments.data.absolute())  # a score asks there what the data was searched for
     settings["data_sha256"] = hashlib.sha256(arguments.data.read_bytes()).hexdigest()
     settings["chat_template_sha256"] = hashlib.sha256(tokenizer.get_chat_template().encode()).hexdigest()
     settings["model_sha256"] = fingerprint(arguments.model, options["config"])

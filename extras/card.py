@@ -31,7 +31,7 @@ def describe(model: Path, scores: Path | None, license: str) -> str:
         if Path(result.get("model") or "").resolve() != model.resolve():
             raise BadInput(f"{scores} has scores of {result.get('model') or 'a file'}, not of {model}")
     shown = {key: without_folders(value) for key, value in settings.items() if key not in HIDDEN}
-    data = model / settings["data"]
+    data = Path(settings["data"])
     is_same = data.is_file() and hashlib.sha256(data.read_bytes()).hexdigest() == shown["data_sha256"]
     run = {key: without_folders(value) for key, value in read_config(data.parent).items()} if is_same else {}
     header = ModelCardData(

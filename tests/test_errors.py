@@ -240,11 +240,11 @@ def test_run_sh_takes_relative_paths_from_the_folder_that_it_is_called_from(sour
     (tmp_path / "parts").mkdir()
     before = set(ROOT.glob("runs/*"))
     (tmp_path / "tasks.jsonl").touch()
-    environment = os.environ | {"HUMANEVAL_OVERRIDE_PATH": "tasks.jsonl"}
+    environment = os.environ | dict.fromkeys(["HUMANEVAL_OVERRIDE_PATH", "MBPP_OVERRIDE_PATH"], "tasks.jsonl")
     options = {"cwd": tmp_path, "env": environment, "capture_output": True, "text": True}
     words = ["--model", "mine", *source, "--out", "runs/of-the-caller"]
     done = subprocess.run([ROOT / "run.sh", *words], **options)
-    assert "humaneval+" in done.stdout, done.stderr
+    assert "humaneval+ mbpp+" in done.stdout, done.stderr
     assert done.returncode == 2 and "source folder parts" in done.stderr.splitlines()[-1], done.stderr
     assert set(ROOT.glob("runs/*")) == before and not (tmp_path / "runs").exists()
 

@@ -281,7 +281,7 @@ def test_the_card_of_a_model_says_what_is_known_and_never_replaces_another(insid
     model.mkdir(), data.parent.mkdir()
     data.write_text('{"id": "1"}\n{"id": "2"}\n')
     (data.parent / "config.json").write_text(json.dumps({"model": "owner/writer", "source": "stdlib"}))
-    settings = {"model": "owner/base", "data": "../run/sft.jsonl", "lr": 1e-5, "out": str(model)}
+    settings = {"model": "owner/base", "data": str(data), "lr": 1e-5, "out": str(model)}
     settings["data_sha256"] = hashlib.sha256(data.read_bytes()).hexdigest()
     (model / "train.json").write_text(json.dumps(settings))
     result = {

@@ -345,10 +345,12 @@ def test_results_replace_results_and_no_other_file(tmp_path):
     for _ in range(2):
         assert command_line(programs, "--out", out).returncode == 0
         assert len(out.read_text().splitlines()) == 1
-    out.write_text("notes\n")
-    run = command_line(programs, "--out", out)
-    assert run.returncode == 2 and "another --out" in run.stderr and "Traceback" not in run.stderr
-    assert out.read_text() == "notes\n"
+    for text in ("notes\n", '{"id": "p0", "code": "pass", "outcome": "failed"}\n'):
+        out.write_text(text)
+        for given in (programs, out):
+            run = command_line(given, "--out", out)
+            assert run.returncode == 2 and "another --out" in run.stderr and "Traceback" not in run.stderr
+        assert out.read_text() == text
 
 
 def test_full_disk_gives_one_line_and_what_was_written_stays(tmp_path):

@@ -631,7 +631,6 @@ def test_a_changed_template_or_model_is_noticed(tiny, data, tmp_path):
         return train.read_settings(arguments, *train.read_model(arguments))
 
     before = settings()
-    assert before["data"] == "../sft.jsonl"  # as seen from the model's folder
     changed = shutil.copytree(tiny, tmp_path / "changed")
     words[2] = str(changed)
     assert settings() | {"model": before["model"]} == before
@@ -642,6 +641,9 @@ def test_a_changed_template_or_model_is_noticed(tiny, data, tmp_path):
         file.write(b"\1\2\3\4")
     assert settings()["model_sha256"] != before["model_sha256"]
     with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        words[words.index(str(data))] = data.name
+        assert settings()["data"] == str(data)
         patch.setattr(train, "CHAT_TEMPLATE", tmp_path / "chat.jinja")
         train.CHAT_TEMPLATE.write_text("{{ messages[0]['content'] }}")
         assert settings()["chat_template_sha256"] != before["chat_template_sha256"]
