@@ -14,7 +14,7 @@ from parts.containment import PR_SET_PDEATHSIG, prctl
 
 
 def map_in_order(function: Callable, items: Iterable[tuple], at_a_time: int = 64) -> Iterator:
-    """Yield `function(*item)` of each item. Raises BrokenExecutor if a process is killed (Python 3.11.5)."""
+    """Yield `function(*item)` of each item. BrokenExecutor: a process was killed (from Python 3.11.5 on)."""
     items = iter(items)
     batches = iter(lambda: list(itertools.islice(items, at_a_time)), [])
     cores = len(os.sched_getaffinity(0))

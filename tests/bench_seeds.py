@@ -2,7 +2,8 @@
 
     python tests/bench_seeds.py [--source stdlib] [--functions 1000] [--checkers pyrefly basedpyright ty mypy]
 
-The steps run one after the other on one core, then the whole extraction on all. Then each checker that is
+The steps run one after the other on one core (the first two, reading and parsing, are the floor), then the
+whole extraction on all. Then each checker that is
 installed gets the first `--functions` candidates, in the order of their hashes, as one folder; a verdict is
 "no error" or "some", and basedpyright with Pyright's standard rules, which were the paper's, is the
 reference. Processor seconds count more than seconds where others use the machine.
